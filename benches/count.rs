@@ -150,7 +150,8 @@ fn read(events: u64) {
 /// A session with its one subscription, which the gateway has confirmed.
 fn subscribed(now: Instant) -> Session {
     let (channel, topic) = (CHANNEL.into(), TOPIC.into());
-    let subscription = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
+    let subscription =
+        Subscription { channel, topic, room: None, token_type: TokenType::Jwt, token_room: None };
     let wanted = Wanted { subscription: Arc::new(subscription), token: Ok(Secret::new("t")) };
     let config = configured("[channels.main]\ntoken = \"t\"\ntopics = [\"channel.activities\"]\n");
     let mut session = Session::new(1, vec![wanted], config.astro.into(), now);

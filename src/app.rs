@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod health;
+mod journal_health;
 pub mod relay;
 pub mod reload;
 pub mod sink_tasks;

@@ -81,7 +81,7 @@ use self::{
     view::View,
 };
 use crate::{
-    base::{event::Record, metrics, sync::lock},
+    base::{clock::ServerClock, event::Record, metrics, sync::lock},
     config::{self, Start},
 };
 
@@ -195,9 +195,13 @@ impl Cluster {
         self.client().max_payload()
     }
 
+    fn clock(&self) -> ServerClock {
+        self.0.connection.clock()
+    }
+
     /// How far the servers' clock is ahead of ours, in milliseconds (negative: behind).
     fn ahead(&self) -> i64 {
-        self.0.connection.ahead()
+        self.clock().ahead()
     }
 
     /// The stream and the buckets, as soon as they are there.
@@ -300,13 +304,18 @@ impl Cluster {
         self.0.configured.borrow().has_channel(channel)
     }
 
-    /// Takes a transaction of a command: `false` if another member has it already. An error: no server answers.
+    /// Takes a transaction of a command: `false` if another member has it already. An error: no server answers, so
+    /// the command is not executed.
     pub async fn claim_transaction(&self, transaction: &str) -> Result<bool, String> {
         let storage = self.0.storage.borrow().clone();
         let unknown = || {
             "whether another member executed it cannot be known: NATS does not answer".to_owned()
         };
         let storage = storage.ok_or_else(unknown)?;
+        // What waits for a server would be stored long after the command was answered, and nobody could give it again.
+        if !self.0.connection.is_reached() {
+            return Err(unknown());
+        }
         let key = URL_SAFE_NO_PAD.encode(transaction);
         let claim = Bytes::from(format!("{} {}", self.member(), ulid::Ulid::new()));
         match storage.done.create(&key, claim.clone()).await {

@@ -101,7 +101,7 @@ pub struct Astro {
     pub ping_timeout: Period,
     /// The longest wait between two attempts to connect.
     pub backoff_max: Period,
-    /// How often a subscription that was refused for its credentials is tried again.
+    /// How often a subscription that was refused for its credentials, or with an unknown code, is tried again.
     pub retry_refused: Period,
 }
 

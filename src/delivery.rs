@@ -255,8 +255,9 @@ impl Delivery {
             return self.send(stop).await;
         }
         // With nothing in flight, a request is what comes next, and nothing else would end the wait.
-        let requested = self.flight.request.is_some() || self.requests.have_precedence();
-        if !(self.flight.is_empty() && requested) {
+        let requested = self.flight.is_empty()
+            && (self.flight.request.is_some() || self.requests.are_due(self.reader.has_more()));
+        if !requested {
             self.wait(stop).await;
         }
     }
@@ -548,7 +549,8 @@ impl Delivery {
             // What stands behind the last that went out was not wanted.
             self.reader.advance_to_read();
         }
-        if self.waiting.fault.as_ref().is_some_and(|fault| fault.state != "rejecting") {
+        let has_fault = self.waiting.fault.as_ref().is_some_and(|fault| fault.state != "rejecting");
+        if has_fault && !self.requests.have_failed() {
             // Nothing is left that it is about.
             self.worked();
         }

@@ -33,6 +33,7 @@ use crate::{
         event::{Origin, Record},
     },
     config::{Astro, ConfigError},
+    journal::Opened,
 };
 
 /// The gateway wakes at least this often: the supervisor sees that it is alive, and it sees that the wall
@@ -46,6 +47,14 @@ const REMEMBERED_RUN: usize = 4096;
 pub struct Gateway {
     hub: Arc<Hub>,
     targets: watch::Receiver<Targets>,
+}
+
+impl Away {
+    /// What the journal says of it when it is opened.
+    pub fn of(opened: &Opened) -> Option<Self> {
+        let time = opened.downtime.filter(|_| opened.downtime_is_certain);
+        opened.heartbeat.map(|at| Self { at, time })
+    }
 }
 
 impl Gateway {
@@ -83,6 +92,24 @@ impl Gateway {
         self.hub.remember_gaps();
     }
 
+    /// The same where the journal could be opened only after the start, and says only now when the relay last ran.
+    /// What is confirmed already was missing until now: since when it is there is not known.
+    fn was_away_before(&self) {
+        let wanted = {
+            let targets = self.targets.borrow();
+            let is_known = !targets.subscriptions.is_empty() || !targets.elsewhere.is_empty();
+            if !is_known && !targets.channels.is_empty() {
+                // A member of a cluster does not know yet what it holds.
+                return;
+            }
+            targets.subscriptions.clone()
+        };
+        let opened = self.hub.intake.journal().take_last_run();
+        let Some(away) = opened.as_ref().and_then(Away::of) else { return };
+        let wanted: Vec<_> = wanted.iter().collect();
+        self.hub.report_gaps(self.hub.table.was_away_before(&wanted, away));
+    }
+
     /// Keeps the connections until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         let hub = Arc::clone(&self.hub);
@@ -100,7 +127,10 @@ impl Gateway {
                 () = hub.overflowed.notified() => pool.collect(),
                 () = clock::until(pool.collect_at) => pool.move_overflow(),
                 Some(number) = pool.running.next() => pool.ended(number),
-                _ = alive.tick() => hub.remember_gaps(),
+                _ = alive.tick() => {
+                    self.was_away_before();
+                    hub.remember_gaps();
+                }
             }
         }
         // What comes from here on may not be received any more, however long the relay takes to end.

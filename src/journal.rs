@@ -62,7 +62,7 @@
 //!
 //! | what | limit | beyond it |
 //! |---|---|---|
-//! | events on disk | `max_size`, `max_age`; `keep_delivered` for what every sink has | the oldest go, and are reported as lost to whom they were still to be given |
+//! | events on disk | `max_size`, `max_age`; `keep_delivered` for what every sink has, or waits for a removed one | the oldest go, and are reported as lost to whom they were still to be given |
 //! | events in memory | `memory` | the oldest that are written go from the ring; while the disk fails, the oldest |
 //! | dead letters of one sink | `max_dead_letters` | the sink is held; nothing goes ([`SetAside::Full`]) |
 //! | dead letters not yet written | a number, and `memory` | who sets one aside waits ([`SetAside::Wait`]) |
@@ -75,7 +75,8 @@
 //! carries on within its bound and the writer tries the disk once a second. A relay that *started* without
 //! its files assigns numbers that no run before can have reached, and finds what is in the files only
 //! later; sinks have gone on meanwhile, so what they had still to get of the old is handed to them as by a
-//! replay: all of it, but behind the new, and not marked as replayed; until then it is not history. Files
+//! replay: all of it, but behind the new, and not marked as replayed; until then it is not history. What
+//! publishes in the log of a cluster begins again with the old: the log knows what it has. Files
 //! that are removed or replaced while they are open are noticed by their inodes and made again. Only another
 //! relay that has the journal, or one of a newer version, keeps this one from starting.
 //!
@@ -134,9 +135,14 @@ use crate::{
     base::{
         clock::{self, UnixMillis},
         event::{Event, Record, Seq, Waited},
+        sync::lock,
     },
     config::{self, Size, Start, Sync},
 };
+
+/// The cursor of what publishes a member's events in the log of its cluster. No sink can have this name: theirs
+/// have no dot.
+pub const OUTBOX: &str = "relay.cluster";
 
 /// A handle to the journal; clones share it.
 #[derive(Debug, Clone)]
@@ -243,11 +249,12 @@ impl Journal {
         shared.notify_writer(memory);
     }
 
-    /// Which sinks there are: the positions of all others hold nothing back any more.
+    /// Which sinks there are: the positions of all others hold nothing back any more, but for what
+    /// `keep_delivered` leaves them.
     pub fn sinks<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
         let names: Vec<_> = names.into_iter().collect();
         for (sink, cursor) in &mut self.0.lock().cursors.by_sink {
-            cursor.active = names.contains(&&**sink);
+            cursor.set_active(names.contains(&&**sink));
         }
     }
 
@@ -257,9 +264,9 @@ impl Journal {
             let mut memory = self.0.lock();
             let last = memory.numbers.last;
             if let Some(cursor) = memory.cursors.by_sink.get_mut(sink) {
-                cursor.active = true;
+                cursor.set_active(true);
                 cursor.at = cursor.at.min(last);
-                cursor.read = cursor.at;
+                (cursor.read, cursor.put_back) = (cursor.at, false);
                 return Ok(cursor.at);
             }
             if memory.cursors.unknown { Start::Earliest } else { start }
@@ -315,10 +322,18 @@ impl Journal {
         self.advance(sink, at);
     }
 
-    /// A sink no longer uses its cursor: it holds nothing back any more.
+    /// Where the reader of a cursor is to begin again, if that was put back; from now on it moves again.
+    pub(crate) fn put_back(&self, sink: &str) -> Option<Seq> {
+        let mut memory = self.0.lock();
+        let cursor = memory.cursors.by_sink.get_mut(sink).filter(|cursor| cursor.put_back)?;
+        (cursor.read, cursor.put_back) = (cursor.at, false);
+        Some(cursor.at)
+    }
+
+    /// A sink no longer uses its cursor: after `keep_delivered` it holds nothing back any more.
     pub fn unregister(&self, sink: &str) {
         if let Some(cursor) = self.0.lock().cursors.by_sink.get_mut(sink) {
-            cursor.active = false;
+            cursor.set_active(false);
         }
     }
 
@@ -435,7 +450,9 @@ impl Journal {
     /// The same, saved when anything is written anyway, at the latest within a second.
     pub(crate) fn advance_lazily(&self, sink: &str, seq: Seq) {
         let memory_only = self.0.dir().is_none();
-        if let Some(cursor) = self.0.lock().cursors.by_sink.get_mut(sink) {
+        let mut memory = self.0.lock();
+        let cursor = memory.cursors.by_sink.get_mut(sink);
+        if let Some(cursor) = cursor.filter(|cursor| !cursor.put_back) {
             cursor.at = cursor.at.max(seq);
             if memory_only {
                 cursor.saved = Some(cursor.at);
@@ -465,6 +482,12 @@ impl Journal {
         self.0.unreported.set(time);
     }
 
+    /// What files that could be opened only after the start say of when the relay last ran, where nothing has
+    /// said it before. Once.
+    pub fn take_last_run(&self) -> Option<Opened> {
+        lock(&self.0.last_run).take()
+    }
+
     pub fn figures(&self) -> Figures {
         let memory = self.0.lock();
         let (numbers, disk) = (&memory.numbers, &memory.disk);
@@ -481,15 +504,16 @@ impl Journal {
         }
     }
 
-    /// Events that `sink` has still to get, and how long the oldest of them waits.
+    /// Events that `sink` has still to get, none of those that are gone, and how long the oldest of them waits.
     pub fn lag(&self, sink: &str) -> (u64, Duration) {
         let memory = self.0.lock();
         let Some(cursor) = memory.cursors.by_sink.get(sink) else { return (0, Duration::ZERO) };
-        let events = memory.assigned(cursor.at, memory.numbers.last);
+        let events = memory.lag(sink, cursor);
         if events == 0 {
             return (0, Duration::ZERO);
         }
-        let in_ring = memory.ring.get(cursor.at + 1).map(|record| record.waited);
+        let next = memory.lags_behind(sink, cursor) + 1;
+        let in_ring = memory.ring.get(next).map(|record| record.waited);
         // Of the rest only the disk knows; the writer looks it up once in a while.
         (events, in_ring.or(cursor.waits).map_or(Duration::ZERO, Waited::so_far))
     }
@@ -516,5 +540,33 @@ impl Journal {
         while memory.threads > 0 {
             memory = self.0.ended.wait(memory).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+#[cfg(test)]
+impl Journal {
+    /// One whose disk does not answer: its writer writes nothing, and does not end.
+    pub(crate) fn on_hung_disk(memory: usize) -> Self {
+        let config = config::Journal {
+            dir: "/nowhere".into(),
+            memory: Size(memory as u64),
+            ..config::Journal::default()
+        };
+        let mut memory = Memory::new(1, vec![(1, None)], 1, Health::Sound);
+        memory.threads = 1;
+        Self(Arc::new(Shared::new(memory, None, config)))
+    }
+
+    /// Its disk has answered: all of it is written.
+    pub(crate) fn disk_answers(&self) {
+        let mut memory = self.0.lock();
+        memory.numbers.written = memory.numbers.last;
+        self.0.publish(&memory);
+    }
+
+    /// Its writer has ended.
+    pub(crate) fn writer_ends(&self) {
+        self.0.lock().threads = 0;
+        self.0.ended.notify_all();
     }
 }

@@ -41,6 +41,7 @@ fn session(now: Instant) -> Session {
             topic: topic.into(),
             room: Some(ROOM.into()),
             token_type: TokenType::Jwt,
+            token_room: None,
         }),
         token: Ok(Secret::new("token")),
     });

@@ -70,18 +70,46 @@ struct Request {
 /// An error code, and its text for people.
 type Refused = (String, String);
 
-/// Takes a command, acts on it, and sends the response.
-pub(crate) fn answer(world: &World, connection: &Arc<ServerConnection>, text: &str, in_time: bool) {
+/// What is to be answered to a command.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    nonce: Option<String>,
+    /// The data of the response.
+    outcome: Result<Value, Refused>,
+}
+
+impl Answer {
+    /// Sends the response.
+    pub(crate) fn send(&self, world: &World, connection: &ServerConnection) {
+        respond(world, connection, self.nonce.as_deref(), |text| match &self.outcome {
+            Ok(data) => {
+                text.extend_from_slice(br#","data":"#);
+                put_display(text, data);
+            }
+            Err((code, message)) => {
+                text.extend_from_slice(br#","error":"#);
+                put_string(text, code);
+                text.extend_from_slice(br#","data":{"message":"#);
+                put_string(text, message);
+                text.push(b'}');
+            }
+        });
+    }
+}
+
+/// Takes a command and acts on it.
+pub(crate) fn act(
+    world: &World,
+    connection: &Arc<ServerConnection>,
+    text: &str,
+    in_time: bool,
+) -> Answer {
     world.count(|stats| stats.commands += 1);
     let Ok(command) = serde_json::from_str::<Command>(text) else {
         let refused = refusal("invalid_message", "the message could not be processed");
-        record_refused(
-            connection,
-            Command { kind: String::new(), nonce: None, data: Request::default() },
-            &refused,
-        );
-        respond_error(world, connection, None, &refused);
-        return;
+        let command = Command { kind: String::new(), nonce: None, data: Request::default() };
+        record(connection, command, Some(refused.0.clone()));
+        return Answer { nonce: None, outcome: Err(refused) };
     };
     let outcome = if in_time {
         execute(world, connection, &command)
@@ -89,21 +117,11 @@ pub(crate) fn answer(world: &World, connection: &Arc<ServerConnection>, text: &s
         world.count(|stats| stats.rate_limited += 1);
         Err(refusal(RATE_LIMITED, "rate limit exceeded"))
     };
-    match outcome {
-        Ok(data) => {
-            let nonce = command.nonce.clone();
-            record(connection, command, None);
-            respond(world, connection, nonce.as_deref(), |text| {
-                text.extend_from_slice(br#","data":"#);
-                put_display(text, data);
-            });
-        }
-        Err(refused) => {
-            let nonce = command.nonce.clone().filter(|_| refused.0 != RATE_LIMITED);
-            record_refused(connection, command, &refused);
-            respond_error(world, connection, nonce.as_deref(), &refused);
-        }
-    }
+    let error = outcome.as_ref().err().map(|(code, _)| code.clone());
+    let has_nonce = error.as_deref() != Some(RATE_LIMITED);
+    let nonce = command.nonce.clone().filter(|_| has_nonce);
+    record(connection, command, error);
+    Answer { nonce, outcome }
 }
 
 /// Does what the command says; returns the data of the response.
@@ -181,21 +199,6 @@ fn refusal(code: &str, text: &str) -> Refused {
     (code.to_owned(), text.to_owned())
 }
 
-fn respond_error(
-    world: &World,
-    connection: &ServerConnection,
-    nonce: Option<&str>,
-    (code, message): &Refused,
-) {
-    respond(world, connection, nonce, |text| {
-        text.extend_from_slice(br#","error":"#);
-        put_string(text, code);
-        text.extend_from_slice(br#","data":{"message":"#);
-        put_string(text, message);
-        text.push(b'}');
-    });
-}
-
 fn respond(
     world: &World,
     connection: &ServerConnection,
@@ -210,10 +213,6 @@ fn respond(
         put(text);
     });
     connection.send(|buffer| frame::put(buffer, frame::TEXT, &text));
-}
-
-fn record_refused(connection: &ServerConnection, command: Command, refused: &Refused) {
-    record(connection, command, Some(refused.0.clone()));
 }
 
 fn record(connection: &ServerConnection, command: Command, error: Option<String>) {

@@ -300,6 +300,7 @@ fn apply_setting(world: &World, query: &FaultQuery) -> bool {
         "upgrade_delay" => world.faults(|faults| faults.upgrade_delay = span),
         "welcome_delay" => world.faults(|faults| faults.welcome_delay = span),
         "response_delay" => world.faults(|faults| faults.response_delay = span),
+        "answer_delay" => world.faults(|faults| faults.answer_delay = span),
         "trickle" => world.faults(|faults| {
             faults.trickle = Some(span).filter(|span| !span.is_zero());
         }),

@@ -26,6 +26,8 @@ pub struct Faults {
     pub welcome_delay: Duration,
     /// How long the response to a command takes, and with it the command's effect.
     pub response_delay: Duration,
+    /// How long the response to a command takes after the command's effect.
+    pub answer_delay: Duration,
     /// One byte at a time, with this pause between two.
     pub trickle: Option<Duration>,
 }

@@ -29,7 +29,7 @@ use ulid::Ulid;
 use url::form_urlencoded;
 
 use crate::{
-    command::{self, Rate},
+    command::{self, Answer, Rate},
     connection::{Ended, ServerConnection},
     faults::{End, Reception},
     frame,
@@ -41,8 +41,8 @@ use crate::{
 /// something unread lies would reset it, and what was just sent would be lost.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Commands that can wait for a delayed response: more than the rate allows.
-const WAITING_COMMANDS: usize = 1000;
+/// Commands and answers that can wait for their time: more than the rate allows.
+const WAITING: usize = 1000;
 
 /// The code of the close frame that answers a bad reconnect token, and the one for a missing PONG.
 /// The documentation names none: "policy violation" and "going away" of RFC 6455 come nearest.
@@ -222,18 +222,26 @@ async fn read(
     reader: &mut Reader,
 ) {
     let mut rate = Rate::new(world.options.commands_per_window);
-    let mut waiting: VecDeque<(Instant, Utf8Bytes, bool)> = VecDeque::new();
+    let mut commands: VecDeque<(Instant, Utf8Bytes, bool)> = VecDeque::new();
+    let mut answers: VecDeque<(Instant, Answer)> = VecDeque::new();
     loop {
-        let due = waiting.front().map(|(due, ..)| *due);
+        let act_at = commands.front().map(|(due, ..)| *due);
+        let answer_at = answers.front().map(|(due, _)| *due);
         let message = tokio::select! {
             biased;
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                if let Some((_, text, in_time)) = waiting.pop_front() {
-                    command::answer(world, connection, &text, in_time);
+            () = sleep_until(act_at.unwrap_or_else(Instant::now)), if act_at.is_some() => {
+                if let Some((_, text, in_time)) = commands.pop_front() {
+                    act(world, connection, &text, in_time, &mut answers);
                 }
                 continue;
             }
-            message = reader.next(), if waiting.len() < WAITING_COMMANDS => message,
+            () = sleep_until(answer_at.unwrap_or_else(Instant::now)), if answer_at.is_some() => {
+                if let Some((_, answer)) = answers.pop_front() {
+                    answer.send(world, connection);
+                }
+                continue;
+            }
+            message = reader.next(), if commands.len() + answers.len() < WAITING => message,
         };
         let Some(Ok(message)) = message else { return };
         if connection.is_silent() {
@@ -243,11 +251,11 @@ async fn read(
             Message::Text(text) => {
                 let in_time = rate.allows(Instant::now());
                 let delay = world.faults(|faults| faults.response_delay);
-                // A response never overtakes an earlier one.
-                if delay.is_zero() && waiting.is_empty() {
-                    command::answer(world, connection, &text, in_time);
+                // A command never overtakes an earlier one.
+                if delay.is_zero() && commands.is_empty() {
+                    act(world, connection, &text, in_time, &mut answers);
                 } else {
-                    waiting.push_back((Instant::now() + delay, text, in_time));
+                    commands.push_back((Instant::now() + delay, text, in_time));
                 }
             }
             Message::Ping(payload) => {
@@ -264,6 +272,23 @@ async fn read(
             // "A server ignores binary frames" (revision 2026).
             Message::Binary(_) | Message::Frame(_) => {}
         }
+    }
+}
+
+/// Acts on a command. Its response is sent now, or in a while; it never overtakes an earlier one.
+fn act(
+    world: &World,
+    connection: &Arc<ServerConnection>,
+    text: &str,
+    in_time: bool,
+    answers: &mut VecDeque<(Instant, Answer)>,
+) {
+    let answer = command::act(world, connection, text, in_time);
+    let delay = world.faults(|faults| faults.answer_delay);
+    if delay.is_zero() && answers.is_empty() {
+        answer.send(world, connection);
+    } else {
+        answers.push_back((Instant::now() + delay, answer));
     }
 }
 

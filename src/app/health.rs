@@ -292,6 +292,7 @@ mod tests {
                 topic: (*topic).into(),
                 room: None,
                 token_type: TokenType::Jwt,
+                token_room: None,
             };
             let mut row = SubscriptionRow::new(0);
             (row.slot, row.state) = (Slot::On(0), subscription_state.clone());
@@ -378,7 +379,8 @@ mod tests {
             let mut snapshot = Snapshot::default();
             snapshot.gateway = gateway(Phase::Open, &states);
             for (name, state) in ["home", "shop"].into_iter().zip(sinks) {
-                let sink = Sink { state, matched: 1, ..Sink::default() };
+                let since = clock::now();
+                let sink = Sink { state, since, matched: 1, ..Sink::default() };
                 snapshot.sinks.sinks.insert(name.into(), sink);
             }
             let verdict = verdict(&snapshot);

@@ -6,14 +6,15 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
-    time::{MissedTickBehavior, interval},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     app::{
         health::HealthReporter,
+        journal_health,
         reload::{self, Reload, ReloadHandles},
         sink_tasks::{self, Services},
     },
@@ -39,22 +40,23 @@ use crate::{
         executor::{Executor, Once, Tools},
     },
     config::{Config, ConfigError, pasted::shown_address},
-    delivery::{losses, status::Status, task},
+    delivery::{status::Status, task},
     gateway::{Away, Gateway, Targets, intake::Intake},
     http::{self, History, Reloads, history::Sampler, relay_status::RelayStatus},
-    journal::{Health, Journal, StoreError},
+    journal::{Journal, StoreError},
     loading::{Loaded, Sources},
     sink::Purpose,
 };
 
-/// How long each stage may take to stop. Three of them fit the service manager's 30 seconds.
+/// How long each stage may take to stop. Three of them fit the service manager's 30 seconds, with the end of the
+/// journal.
 pub const STOP: Duration = Duration::from_secs(8);
+
+/// How long the journal may take to close: a disk that hangs must not keep the process from ending.
+const CLOSE: Duration = Duration::from_secs(4);
 
 /// How long the other members of a cluster may take to take over, before that.
 const LEAVE: Duration = Duration::from_secs(20);
-
-/// How often it is checked whether the journal still holds what sinks have still to get.
-const LOSSES: Duration = Duration::from_secs(1);
 
 /// The relay cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +120,8 @@ impl Relay {
         let (journal, opened) = Journal::open(&config.journal)?;
         let address = shown_address(&config.astro.url);
         let status = Arc::new(RelayStatus::new(clock::now()).with(journal.clone(), address));
-        status.configured(config.channels.keys(), config.sinks.len());
+        let admin = config.http.admin_token.is_some();
+        status.configured(config.channels.keys(), config.sinks.len(), admin);
         info!(events = opened.events, lost = opened.lost, "journal opened");
         let cluster = Box::pin(join_cluster(&config)).await?;
         set_sinks(&journal, &config, cluster.is_some());
@@ -138,9 +141,7 @@ impl Relay {
             commands,
             cluster: cluster.clone(),
         };
-        let away = opened
-            .heartbeat
-            .map(|at| Away { at, time: opened.downtime.filter(|_| opened.downtime_is_certain) });
+        let away = Away::of(&opened);
         let all = configured_targets.clone();
         let wanted =
             add_cluster(&mut supervisor, &services, &status, &config.journal.dir, (all, away));
@@ -155,7 +156,8 @@ impl Relay {
         add_tokens(&mut supervisor, &config, &status, &targets);
         add_silence(&mut supervisor, &services, &status);
         add_health(&mut supervisor, &services, &status);
-        add_journal_health(&mut supervisor, &services);
+        let watched = journal_health::factory(&journal, &status.sinks);
+        supervisor.add("journal health", Stage::Display, watched);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             task::open_sink(name, sink, Purpose::Relay)?;
@@ -238,10 +240,22 @@ impl Relay {
                 }
             }
         };
-        if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
-            warn!("the journal was not closed in order");
-        }
+        close(&journal, CLOSE).await;
         outcome
+    }
+}
+
+/// Closes the journal, within that time. What is left then has to end with the process.
+async fn close(journal: &Journal, limit: Duration) {
+    let closing = journal.clone();
+    match timeout(limit, tokio::task::spawn_blocking(move || closing.close())).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => warn!("the journal was not closed in order"),
+        Err(_) => {
+            let figures = journal.figures();
+            let unwritten = figures.last.saturating_sub(figures.written);
+            error!(unwritten, "the journal was not closed in order: the disk does not answer");
+        }
     }
 }
 
@@ -479,36 +493,6 @@ fn add_health(supervisor: &mut Supervisor, services: &Services, status: &Arc<Rel
     supervisor.add("health", Stage::Intake, factory);
 }
 
-/// Reports a journal that does not work, and what it no longer holds for sinks.
-fn add_journal_health(supervisor: &mut Supervisor, services: &Services) {
-    let Services { journal, status, .. } = services.clone();
-    let factory: Factory = Box::new(move |stop| {
-        let (journal, status) = (journal.clone(), Arc::clone(&status));
-        let mut health = journal.health();
-        health.mark_changed();
-        Ok(Box::pin(async move {
-            let mut checks = interval(LOSSES);
-            checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    Ok(()) = health.changed() => {
-                        let why = match &*health.borrow_and_update() {
-                            Health::Sound | Health::MemoryOnly => None,
-                            Health::Degraded(why) => {
-                                Some(format!("events are kept in memory only: {why}"))
-                            }
-                        };
-                        status.task("journal", why.as_deref());
-                    }
-                    _ = checks.tick() => losses::report_all(&journal, &status),
-                }
-            }
-        }))
-    });
-    supervisor.add("journal health", Stage::Display, factory);
-}
-
 /// A factory whose first task is made already: its errors are found at the start, and its position in the
 /// journal is taken before any event comes.
 fn made_ahead<T: Send + 'static, E: std::error::Error>(
@@ -591,4 +575,22 @@ async fn add_http(
     supervisor.add("http", Stage::Display, factory);
     info!(url = %format_args!("http://{address}/"), "listening");
     Ok(Some(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::event::own;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_does_not_keep_the_relay_from_ending() {
+        let journal = Journal::on_hung_disk(1 << 20);
+        let nobody = "".into();
+        journal.append(&mut vec![own("t", &nobody, &nobody, &json!({}), 1)]);
+        close(&journal, Duration::from_millis(1)).await;
+        // For the runtime, which waits for all of its threads here.
+        journal.writer_ends();
+    }
 }

@@ -12,7 +12,7 @@
 //! waits for it there, and nothing else does.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,7 +20,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{JoinHandle, spawn_blocking},
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -37,11 +37,12 @@ use crate::{
     cluster::report::Configured,
     config::difference::Report,
     config::{
-        Config, ConfigError, Http,
+        Config, ConfigError, Http, SinkConfig,
         difference::{Difference, difference},
     },
     gateway::Targets,
     http::{Reloads, Request, relay_status::RelayStatus},
+    journal::Journal,
     loading::{Loaded, Sources, load},
 };
 
@@ -186,9 +187,8 @@ impl Reload {
     /// The file now; `None`: its disk does not answer.
     async fn fingerprint(&mut self) -> Option<Fingerprint> {
         let Some(file) = self.file.clone() else { return Some(None) };
-        let checking = self
-            .checking
-            .get_or_insert_with(|| tokio::task::spawn_blocking(move || fingerprint(&file)));
+        let checking =
+            self.checking.get_or_insert_with(|| spawn_blocking(move || fingerprint(&file)));
         let found = timeout(STAT_TIMEOUT, checking).await.ok()?;
         self.checking = None;
         Some(found.ok().flatten())
@@ -202,7 +202,7 @@ impl Reload {
                 // One that was given up: what it has read may be of yesterday.
                 drop(stale.await);
             }
-            self.loading.insert(tokio::task::spawn_blocking(move || load(&sources))).await
+            self.loading.insert(spawn_blocking(move || load(&sources))).await
         };
         let Ok(loaded) = timeout(LOAD_TIMEOUT, loading).await else {
             let seconds = LOAD_TIMEOUT.as_secs();
@@ -303,6 +303,7 @@ impl Reload {
 
     async fn apply(&mut self, loaded: Config) -> Difference {
         let (found, next) = difference(&self.running, &loaded);
+        warn_of_published_state(&self.running.sinks, &next.sinks);
         self.running = next;
         let ReloadHandles { services, status, targets, channels, sinks, access, config, requests } =
             &self.handles;
@@ -314,7 +315,8 @@ impl Reload {
             info!("the configuration was reloaded: nothing has changed");
             return found;
         }
-        status.configured(self.running.channels.keys(), self.running.sinks.len());
+        let admin = self.running.http.admin_token.is_some();
+        status.configured(self.running.channels.keys(), self.running.sinks.len(), admin);
         sinks.send_replace(self.running.sinks.keys().cloned().collect());
         channels.send_replace(self.running.channels.keys().cloned().collect());
         if let Some(cluster) = &services.cluster {
@@ -330,10 +332,8 @@ impl Reload {
         }
         for (name, sink) in configured.iter().filter(|(name, _)| changed(name)) {
             // A new sink's place is taken now: what a new subscription brings stands behind it.
-            if services.cluster.is_none()
-                && let Err(error) = services.journal.register(name, sink.start)
-            {
-                warn!(sink = name, %error, "the sink's place in the journal cannot be had now");
+            if services.cluster.is_none() {
+                register(&services.journal, name, sink).await;
             }
             for (task, stage, factory) in sink_tasks::factories(services, name, sink) {
                 requests.add(&task, stage, factory).await;
@@ -376,6 +376,30 @@ impl Reload {
             keys = ?found.applied, "the configuration was reloaded"
         );
         found
+    }
+}
+
+/// Takes a sink's place in the journal. Where it begins, only the disk may know.
+async fn register(journal: &Journal, name: &str, sink: &SinkConfig) {
+    let (journal, sink, start) = (journal.clone(), name.to_owned(), sink.start);
+    // An error of the thread: the runtime ends.
+    if let Ok(Err(error)) = spawn_blocking(move || journal.register(&sink, start)).await {
+        warn!(sink = name, %error, "the sink's place in the journal cannot be had now");
+    }
+}
+
+/// Says whose state stays at its destination, because nobody looks after it any more.
+fn warn_of_published_state(
+    before: &BTreeMap<String, SinkConfig>,
+    now: &BTreeMap<String, SinkConfig>,
+) {
+    let publishes = |name: &String| now.get(name).is_some_and(|sink| sink.state);
+    for (sink, _) in before.iter().filter(|(name, sink)| sink.state && !publishes(name)) {
+        warn!(
+            sink,
+            "the sink no longer publishes state: what it has published stays at the destination, until \
+             it is removed there or a sink of this name publishes state there again"
+        );
     }
 }
 

@@ -11,6 +11,7 @@ mod commands;
 mod pace;
 mod rooms;
 mod subscription;
+mod unplaced;
 mod unreadable;
 
 use std::{
@@ -27,8 +28,10 @@ use self::{
     pace::Pace,
     rooms::Rooms,
     subscription::{Entry, Leaving, Nonce},
+    unplaced::Unplaced,
 };
 pub use self::{
+    rooms::NamedRooms,
     subscription::{Refusal, Subscription, SubscriptionState, Update, Wanted},
     unreadable::Unreadable,
 };
@@ -84,6 +87,8 @@ pub enum Ended {
 pub struct FrameCounts {
     /// Messages taken.
     pub messages: u64,
+    /// Of these, those that belong to no channel because several come into question.
+    pub unplaced: u64,
     /// Frames that were not readable, or made no sense.
     pub invalid: u64,
     /// Messages larger than the configuration allows.
@@ -119,8 +124,9 @@ pub struct Session {
     entries: Vec<Entry>,
     leaving: Vec<Leaving>,
     next_nonce: Nonce,
-    /// `None`: the confirmed subscriptions have changed since; made when the next message comes.
+    /// `None`: the subscriptions that may bring messages have changed since; made when the next message comes.
     rooms: Option<Rooms>,
+    unplaced: Unplaced,
     pace: Pace,
     link: Liveness,
     unknown_types: HashSet<String>,
@@ -140,6 +146,7 @@ impl Session {
             leaving: Vec::new(),
             next_nonce: Nonce::MIN,
             rooms: None,
+            unplaced: Unplaced::default(),
             pace: Pace::default(),
             link: Liveness {
                 opened_at: now,
@@ -165,7 +172,11 @@ impl Session {
             if old.state.is_answered() {
                 entry.state = old.state.clone();
                 entry.confirmed_at = old.confirmed_at;
+            } else {
+                // It may be restored, and bring messages before it is asked for again.
+                entry.asked_at = old.asked_at;
             }
+            entry.named_before.clone_from(&old.named_before);
         }
         // What was being given up is restored as well, as far as the gateway had not got the command.
         session.leaving = before
@@ -226,9 +237,18 @@ impl Session {
         match wire::read(&text)? {
             ServerFrame::Message(envelope) => {
                 self.counts.messages += 1;
+                let (topic, room) = (&*envelope.topic, &*envelope.room);
+                let data_channel = if room.is_empty() { envelope.channel(&text) } else { None };
                 let rooms =
-                    self.rooms.get_or_insert_with(|| rooms_of(&self.entries, &self.leaving));
-                let place = rooms.source(&envelope.topic, &envelope.room);
+                    self.rooms.get_or_insert_with(|| Rooms::of(&self.entries, &self.leaving));
+                let place = rooms.source(topic, room, data_channel.as_deref());
+                if place.channel.is_empty()
+                    && rooms.is_of_one_of_several(topic, room)
+                    && self.is_settled()
+                {
+                    self.counts.unplaced += 1;
+                    self.unplaced.note(&place.topic, now);
+                }
                 let key = envelope.key(&text);
                 let may_have_personal_fields = envelope.may_have_personal_fields();
                 let (id, ts) = (envelope.id.into(), envelope.ts.into());
@@ -354,7 +374,8 @@ impl Session {
                 continue;
             }
             entry.wanted.token = Ok(token.clone());
-            entry.is_renewed = true;
+            (entry.is_renewed, entry.named_before) = (true, None);
+            self.rooms = None;
             if matches!(entry.state, SubscriptionState::Refused(_)) {
                 entry.failures = 0;
                 entry.set(SubscriptionState::Waiting, &mut effects.updates);
@@ -366,10 +387,17 @@ impl Session {
     /// Takes further subscriptions onto this connection.
     pub fn add(&mut self, wanted: Vec<Wanted>) {
         for wanted in wanted {
-            let entry = Entry::new(wanted);
+            let mut entry = Entry::new(wanted);
             // An `unsubscribe` that is repeated later must not hit what is asked for now.
-            self.leaving.retain(|leaving| !leaving.is_same(&entry));
+            self.leaving.retain(|leaving| {
+                let is_same = leaving.is_same(&entry);
+                if is_same {
+                    entry.continues(leaving);
+                }
+                !is_same
+            });
             self.entries.push(entry);
+            self.unplaced = Unplaced::default();
             self.rooms = None;
             self.due = None;
         }
@@ -392,6 +420,7 @@ impl Session {
             }
         }
         self.entries = kept;
+        self.unplaced = Unplaced::default();
         self.rooms = None;
         self.due = None;
     }
@@ -433,6 +462,16 @@ impl Session {
     /// moment is no answer. What was asked for several times in vain is not waited for.
     pub fn all_answered(&self) -> bool {
         !self.entries.iter().any(Entry::is_waited_for)
+    }
+
+    /// Whether no answer is to come that would tell more about whose messages are.
+    fn is_settled(&self) -> bool {
+        self.leaving.is_empty() && self.all_answered()
+    }
+
+    /// The topics of which messages came lately that belong to no channel because several come into question.
+    pub fn unplaced(&self, now: Instant) -> Vec<Arc<str>> {
+        self.unplaced.topics(now)
     }
 
     /// How long the gateway may be silent before it is taken to be gone.
@@ -544,28 +583,6 @@ pub fn patience_with_silence(config: &Astro) -> Duration {
 fn patience(config: &Astro, failures: u32) -> Duration {
     let (first, longest) = (config.response_timeout.0, config.retry_refused.0);
     first.saturating_mul(1 << failures.min(10)).min(longest.max(first))
-}
-
-/// To which channel messages belong, from what is confirmed, asked for, or being left.
-fn rooms_of(entries: &[Entry], leaving: &[Leaving]) -> Rooms {
-    let confirmed = entries.iter().filter_map(|entry| {
-        let SubscriptionState::Confirmed(canonical) = &entry.state else { return None };
-        Some((&entry.wanted.subscription, canonical.clone()))
-    });
-    let mut confirmed: Vec<_> = confirmed.collect();
-    // Where two labels have the same room, the first label has its messages: not whichever was
-    // confirmed first.
-    confirmed.sort_by(|(a, _), (b, _)| a.channel.cmp(&b.channel));
-    let mut rooms = Rooms::new(confirmed.into_iter());
-    let asked = entries.iter().filter(|entry| !entry.state.is_confirmed());
-    let asked = asked.map(|entry| (&entry.wanted.subscription, entry.room()));
-    let left = leaving.iter().map(|left| (&left.subscription, left.room.as_ref()));
-    for (subscription, room) in asked.chain(left) {
-        for room in [room, subscription.room.as_ref()].into_iter().flatten() {
-            rooms.also(subscription, room);
-        }
-    }
-    rooms
 }
 
 #[cfg(test)]

@@ -69,9 +69,18 @@ pub struct Envelope<'a> {
 impl Envelope<'_> {
     /// The deduplication key of the message in `frame`, of which this is the envelope.
     pub fn key(&self, frame: &str) -> Box<str> {
-        let data = frame.as_bytes().get(self.data.clone()).filter(|data| !data.is_empty());
-        let (data, members) = (data.unwrap_or(b"null"), self.members.as_ref());
+        let (data, members) = (self.data(frame), self.members.as_ref());
         key::of_walked(&self.id, &self.ts, &self.topic, &self.room, data, members)
+    }
+
+    /// The channel that the data of the message in `frame` names.
+    pub fn channel(&self, frame: &str) -> Option<String> {
+        key::channel_of(self.data(frame), self.members.as_ref())
+    }
+
+    fn data<'f>(&self, frame: &'f str) -> &'f [u8] {
+        let data = frame.as_bytes().get(self.data.clone()).filter(|data| !data.is_empty());
+        data.unwrap_or(b"null")
     }
 
     /// Whether a member of the message may have the name of a personal field.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | what time is written down, for people and other programs? | [`now`], the wall clock: it may step, in both directions, by years |
 //! | how long has something lasted (an age, a silence, a gap)? | [`Moment`]: it never steps, and goes on while the machine sleeps |
+//! | how long ago was a time that a server wrote down? | `ServerClock`: what the server's clock showed, carried on by a [`Moment`] |
 //! | when is a timer due? | tokio's, which tests can pause and which stands still while the machine sleeps |
 //! | when is a wait over that is longer than a few seconds? | [`sleep`]: a machine that slept through it does not wait again |
 //!
@@ -172,9 +173,45 @@ pub fn millis(time: OffsetDateTime) -> UnixMillis {
     UnixMillis::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }
 
-/// How long ago that was by a clock that is so many milliseconds ahead of ours (negative: behind).
-pub fn since(time: OffsetDateTime, ahead: i64) -> Duration {
-    Duration::from_millis(now().saturating_add_signed(ahead).saturating_sub(millis(time)))
+/// The wall clock of a server: what it showed, and when that was. From there on time is measured as a [`Moment`]
+/// does, so a step of our wall clock changes nothing about it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ServerClock {
+    showed: UnixMillis,
+    at: Moment,
+}
+
+impl ServerClock {
+    /// It shows this now.
+    pub(crate) fn shows(time: UnixMillis) -> Self {
+        Self { showed: time, at: Moment::now() }
+    }
+
+    /// Our own, where the server's is not known.
+    pub(crate) fn ours() -> Self {
+        Self::shows(now())
+    }
+
+    /// What it shows now.
+    pub(crate) fn now(self) -> UnixMillis {
+        self.showed.saturating_add(millis_of(self.at.elapsed()))
+    }
+
+    /// What it showed so long ago.
+    pub(crate) fn ago(self, time: Duration) -> UnixMillis {
+        self.now().saturating_sub(millis_of(time))
+    }
+
+    /// How long ago it showed this; zero for a time that is still to come.
+    pub(crate) fn since(self, time: UnixMillis) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(time))
+    }
+
+    /// How many milliseconds it is ahead of our wall clock now (negative: behind).
+    pub(crate) fn ahead(self) -> i64 {
+        let signed = |time: UnixMillis| i64::try_from(time).unwrap_or(i64::MAX);
+        signed(self.now()).saturating_sub(signed(now()))
+    }
 }
 
 /// Reads a time as people write one: RFC 3339, or an age such as `2h`.
@@ -237,6 +274,20 @@ mod tests {
         let before = Moment::now();
         sleep(Duration::from_hours(3)).await;
         assert_eq!(before.elapsed(), Duration::from_hours(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_servers_clock_goes_on_whatever_our_wall_clock_shows() {
+        let day = millis_of(Duration::from_hours(24));
+        // Ours is a day ahead of the server's, as after a step.
+        let stored = now() - day;
+        let server = ServerClock::shows(stored);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(server.since(stored), Duration::from_secs(3));
+        assert_eq!(server.ago(Duration::from_secs(3)), stored);
+        assert_eq!(server.since(stored + day), Duration::ZERO);
+        let off = server.ahead() + i64::try_from(day).unwrap();
+        assert!((0..=3_000).contains(&off), "{off}");
     }
 
     #[test]

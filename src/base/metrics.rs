@@ -43,6 +43,8 @@ macro_rules! define_metrics {
 define_metrics! {
     describe_counter MESSAGES "astro_relay_messages_total"
         "Messages read from the gateway"
+    describe_counter UNPLACED "astro_relay_messages_without_channel_total"
+        "Messages that belong to no channel because several come into question"
     describe_counter DUPLICATES "astro_relay_duplicates_total"
         "Messages received twice and taken once"
     describe_counter SKIPPED "astro_relay_frames_skipped_total"
@@ -152,7 +154,7 @@ pub fn install() -> Option<PrometheusHandle> {
 /// Counters without labels from the configuration are there from the start: the increase of one that appears
 /// with its first increment is seen by nobody.
 fn begin() {
-    for name in [MESSAGES, DUPLICATES, REFUSALS, RATE_LIMITED, LOG_LINES_DROPPED] {
+    for name in [MESSAGES, UNPLACED, DUPLICATES, REFUSALS, RATE_LIMITED, LOG_LINES_DROPPED] {
         counter!(name).increment(0);
     }
     for (name, label, words) in [

@@ -94,6 +94,11 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(
 /// would exceed that is read from its beginning again.
 const KEPT: usize = 20_000;
 
+/// Why a history is not complete.
+const TOO_LONG: &str = "the history is longer than what is fetched of it";
+const ONLY_NAMED_TYPES: &str =
+    "the history lists only the types of activities that a request names: others may be missing";
+
 /// Events looked at at once, and their bytes.
 const BATCH: usize = 512;
 const BATCH_BYTES: usize = 512 * 1024;
@@ -154,6 +159,8 @@ struct Found {
     outside: usize,
     /// Whether that is all that the history has of the gap.
     complete: bool,
+    /// Why not, of a single history.
+    reason: Option<&'static str>,
 }
 
 impl Found {
@@ -174,6 +181,9 @@ impl Found {
             if count > 0 {
                 json::set(&mut found, name, count.into());
             }
+        }
+        if let Some(reason) = self.reason {
+            json::set(&mut found, "reason", reason.into());
         }
         found
     }
@@ -385,7 +395,9 @@ impl Tools {
         });
         let window = reading.window;
         let listed = reading.reader.read(&self.rest, credentials).await?;
-        let mut found = Found { complete: listed.complete, ..Found::default() };
+        let only_named = listed.only_named_types.then_some(ONLY_NAMED_TYPES);
+        let reason = if listed.complete { only_named } else { Some(TOO_LONG) };
+        let mut found = Found { complete: reason.is_none(), reason, ..Found::default() };
         let published = |item: &&HistoryItem| message::is_published(history, item);
         let items: Vec<&HistoryItem> = listed.items.iter().filter(published).collect();
         for some in items.chunks(PAGE) {
@@ -481,10 +493,12 @@ fn report(gap: &Gap, missed: &Missed, outcome: &Result<Found, String>) -> Event 
     let (channel, topic) = (&gap.channel, &missed.topic);
     let mut data = match outcome {
         Ok(found) => {
-            let Found { listed, recovered, outside, complete, .. } = *found;
+            let Found { listed, recovered, outside, complete, reason, .. } = *found;
             info!(%channel, %topic, found = listed, recovered, outside, complete, "the history was fetched");
-            if !complete {
-                error!(%channel, %topic, "the history is longer than what is fetched of it");
+            match reason {
+                None => {}
+                Some(ONLY_NAMED_TYPES) => warn!(%channel, %topic, "{ONLY_NAMED_TYPES}"),
+                Some(reason) => error!(%channel, %topic, "{reason}"),
             }
             let count = u64::try_from(recovered).unwrap_or(u64::MAX);
             metrics::add_for(BACKFILLED, "channel", channel, count);

@@ -200,6 +200,7 @@ mod tests {
                 topic: (*topic).into(),
                 room: None,
                 token_type: TokenType::Jwt,
+                token_room: None,
             };
             let mut row = SubscriptionRow::new(0);
             (row.slot, row.state) = (Slot::On(0), SubscriptionState::Confirmed(None));

@@ -247,9 +247,11 @@ impl Session {
             }
             "channel.session.reset" => self.reset(data, from),
             "channel.stream.status" | "channel.chatbot.status" => {
-                let Value::Object(fields) = data else { return Vec::new() };
-                // A time-out of a viewer comes on the bot's topic too, and is no state of anything.
-                if fields.is_empty() || !fields.values().all(Value::is_boolean) {
+                let Value::Object(mut fields) = data else { return Vec::new() };
+                // What is so or not is a state, whatever else is said with it. A time-out of a viewer comes on
+                // the bot's topic too, and is no state of anything.
+                fields.retain(|_, value| value.is_boolean());
+                if fields.is_empty() {
                     return Vec::new();
                 }
                 let name = event.place.topic.trim_start_matches("channel.");

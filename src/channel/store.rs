@@ -16,7 +16,11 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::base::{json::Json, sync::lock};
+use crate::base::{
+    clock::{self, UnixMillis},
+    json::{self, Json},
+    sync::lock,
+};
 
 /// The label that no channel may have beside a sink that keeps state: the relay's own state is
 /// where a channel of this name would be.
@@ -191,9 +195,19 @@ pub fn word(online: bool) -> Json {
     Json::from(&Value::from(if online { "online" } else { "offline" }))
 }
 
-/// The relay's own status where it is no more than that: in a last will, and in the last message of a stop.
-pub fn offline(reason: &str) -> Json {
-    Json::from(&json!({ "status": "offline", "reason": reason }))
+/// The relay's own status where there is nobody to work it out: in a last will, which cannot say since when,
+/// and in the last message of a stop.
+pub fn offline(reason: &str, since: Option<UnixMillis>) -> Json {
+    let mut status = json!({
+        "status": "offline",
+        "health": "not working",
+        "reason": reason,
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    if let Some(since) = since {
+        json::set(&mut status, "since", clock::rfc3339(since).into());
+    }
+    Json::from(&status)
 }
 
 #[cfg(test)]
@@ -251,7 +265,20 @@ mod tests {
     fn a_status_is_a_word_and_all_else_is_json() {
         assert_eq!(StateKey::of("main", Section::Status).payload(&word(true)), "online");
         assert_eq!(element("a").payload(&word(true)), "\"online\"");
-        let will = StateKey::relay(Section::Status).payload(&offline("connection lost"));
-        assert_eq!(will, r#"{"reason":"connection lost","status":"offline"}"#);
+    }
+
+    #[test]
+    fn the_last_status_has_health_and_version_and_since_where_that_is_known() {
+        for (since, expected) in [(None, json!(null)), (Some(0), json!("1970-01-01T00:00:00Z"))] {
+            let status = offline("stopped", since).read();
+            let version = env!("CARGO_PKG_VERSION");
+            let whole = json!({
+                "status": "offline", "health": "not working", "reason": "stopped", "version": version,
+            });
+            for (key, value) in whole.as_object().unwrap() {
+                assert_eq!(&status[key], value, "{key}");
+            }
+            assert_eq!(status["since"], expected);
+        }
     }
 }

@@ -273,6 +273,7 @@ mod tests {
                     topic: format!("topic-{order}").into(),
                     room: None,
                     token_type: TokenType::Oauth2,
+                    token_room: None,
                 };
                 let mut row = SubscriptionRow::new(order);
                 row.state = of_topic;

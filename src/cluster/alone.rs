@@ -8,7 +8,8 @@
 //! | is a member, or was one last | [`CURSOR`], and a mark with its place where it became one | the cursors of sinks stand still; a sink that came meanwhile has none |
 //! | was a member, and is alone | [`CURSOR`], and a mark without a place | [`CURSOR`] stands still |
 //!
-//! Something is done only where the one becomes the other. A member of an earlier version has no mark.
+//! Something is done only where the one becomes the other. A member of an earlier version has no mark, nor has one that
+//! became a member while its journal could not be opened.
 
 use tracing::{info, warn};
 
@@ -16,7 +17,7 @@ use super::outbox::CURSOR;
 use crate::{
     base::{clock, event::Seq},
     config::Start,
-    journal::{Journal, StateElement},
+    journal::{Health, Journal, StateElement},
 };
 
 /// Under this name the journal keeps the mark. No channel can have it: their labels have no dot.
@@ -49,7 +50,10 @@ pub(crate) fn joins<'s>(journal: &Journal, sinks: impl Iterator<Item = &'s str>)
         );
     }
     journal.set_cursor(CURSOR, at);
-    set_mark(journal, Some(at));
+    // Files that can be opened only later may have a mark, and that place is none in them.
+    if !matches!(journal.figures().health, Health::Degraded(_)) {
+        set_mark(journal, Some(at));
+    }
 }
 
 /// This relay is alone: its sinks get what it has received as a member and not published, and nothing that it has
@@ -106,8 +110,16 @@ fn set_mark(journal: &Journal, joined: Option<Seq>) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        os::unix::fs::symlink,
+        path::{Path, PathBuf},
+        time::Duration,
+    };
+
     use serde_json::json;
     use tempfile::TempDir;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{base::event::own, config};
@@ -117,18 +129,35 @@ mod tests {
     /// A relay with two sinks.
     struct Relay {
         journal: Journal,
-        _dir: TempDir,
+        dir: TempDir,
+    }
+
+    fn open(dir: PathBuf) -> Journal {
+        let min_free = config::Size(0);
+        let config = config::Journal { dir, min_free, ..config::Journal::default() };
+        Journal::open(&config).unwrap().0
+    }
+
+    /// Its disk comes, or goes.
+    fn set_disk(dir: &Path, is_there: bool) {
+        let new = dir.join("new");
+        symlink(if is_there { "disk" } else { "nowhere" }, &new).unwrap();
+        fs::rename(new, dir.join("link")).unwrap();
     }
 
     impl Relay {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let config = config::Journal {
-                dir: dir.path().to_owned(),
-                min_free: config::Size(0),
-                ..config::Journal::default()
-            };
-            Self { journal: Journal::open(&config).unwrap().0, _dir: dir }
+            fs::create_dir(dir.path().join("disk")).unwrap();
+            set_disk(dir.path(), true);
+            Self { journal: open(dir.path().join("link/journal")), dir }
+        }
+
+        /// It ends, and its journal is opened again, with its disk or without.
+        fn restarts(&mut self, has_disk: bool) {
+            self.journal.close();
+            set_disk(self.dir.path(), has_disk);
+            self.journal = open(self.dir.path().join("link/journal"));
         }
 
         /// One that was alone so far, and its sinks had so much of ten events.
@@ -299,6 +328,28 @@ mod tests {
         relay.receives(10);
         relay.leaves();
         assert_eq!(relay.cursors(), [Some(10), None, Some(10)]);
+    }
+
+    #[tokio::test]
+    async fn a_member_that_starts_without_its_disk_became_one_where_its_journal_says() {
+        let mut relay = Relay::alone(8, 8);
+        relay.joins();
+        relay.receives(10);
+        relay.publishes(20);
+        relay.restarts(false);
+        relay.joins();
+        set_disk(relay.dir.path(), true);
+        let mut health = relay.journal.health();
+        let sound = health.wait_for(|health| *health == Health::Sound);
+        timeout(Duration::from_mins(1), sound).await.expect("it is opened").unwrap();
+        relay.receives(10);
+        let last = relay.journal.figures().last;
+        relay.publishes(last);
+        relay.restarts(true);
+        assert_eq!(relay.cursors(), [Some(8), Some(8), Some(last)]);
+        // What was published its sinks do not deliver again.
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(last), Some(last), Some(last)]);
     }
 
     #[test]

@@ -13,10 +13,7 @@
 //! within a short time, and whoever asked asks again.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -38,7 +35,11 @@ use super::{
     servers::Choice,
 };
 use crate::{
-    base::{clock, fault, sync::lock},
+    base::{
+        clock::{self, ServerClock},
+        fault,
+        sync::lock,
+    },
     config::{self, Period},
     publish,
     sink::nats::{connector::lasting_options, settings::Settings},
@@ -88,8 +89,8 @@ pub(crate) struct Connection {
     /// How many servers are configured, and whose turn it is of those that are known.
     servers: usize,
     choice: Arc<Mutex<Choice>>,
-    /// How far the servers' clock is ahead of ours, in milliseconds.
-    ahead: Arc<AtomicI64>,
+    /// The servers' clock; ours until they have said a time.
+    clock: Arc<Mutex<ServerClock>>,
 }
 
 /// The stream and the buckets.
@@ -264,7 +265,7 @@ impl Connection {
             reached,
             servers: configured,
             choice,
-            ahead: Arc::default(),
+            clock: Arc::new(Mutex::new(ServerClock::ours())),
         })
     }
 
@@ -427,14 +428,11 @@ impl Connection {
 
     /// The servers' clock showed this about now.
     pub(super) fn set_server_time(&self, at: time::OffsetDateTime) {
-        let millis = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
-        let ours = i64::try_from(clock::now()).unwrap_or(i64::MAX);
-        self.ahead.store(millis - ours, Ordering::Relaxed);
+        *lock(&self.clock) = ServerClock::shows(clock::millis(at));
     }
 
-    /// How far the servers' clock is ahead of ours (negative: behind).
-    pub(super) fn ahead(&self) -> i64 {
-        self.ahead.load(Ordering::Relaxed)
+    pub(super) fn clock(&self) -> ServerClock {
+        *lock(&self.clock)
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) async fn ensure(
     let seq = match start {
         Start::End => last,
         Start::Earliest => first.saturating_sub(1),
-        Start::Age(age) => log_range::first_since(log, clock::ago(age))
+        Start::Age(age) => log_range::first_within(log, age)
             .await
             .map_err(|error| unavailable(&error))?
             .map_or(last, |seq| seq - 1),

@@ -307,7 +307,13 @@ mod tests {
     fn standing(topics: &[&str], last_frame: Moment) -> State {
         let subscriptions = topics.iter().map(|topic| {
             let (channel, topic) = ("main".into(), (*topic).into());
-            let one = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
+            let one = Subscription {
+                channel,
+                topic,
+                room: None,
+                token_type: TokenType::Jwt,
+                token_room: None,
+            };
             let mut row = SubscriptionRow::new(0);
             (row.slot, row.state) = (Slot::On(1), SubscriptionState::Confirmed(None));
             row.confirmed_at = Some(1);

@@ -36,7 +36,7 @@ pub(super) use self::index::{Index, Listed};
 use super::{Cluster, connection::Storage, message, parts};
 use crate::{
     base::{
-        clock::{self, UnixMillis},
+        clock::{self, ServerClock, UnixMillis},
         event::Seq,
         supervisor::Factory,
         sync::lock,
@@ -198,13 +198,13 @@ fn is_behind(entry: Option<&Entry>, known: u64) -> bool {
 }
 
 /// Reads a letter of this key, and its revision; `None`: there is none. Any server that has a copy of the bucket
-/// may answer: it is an error if it is behind `known`, the revision of the index. `ahead`: how far the
-/// clock of the servers is ahead of ours, in milliseconds.
+/// may answer: it is an error if it is behind `known`, the revision of the index. `clock` is that of the
+/// servers.
 pub(super) async fn read(
     dead: &Store,
     key: &str,
     known: u64,
-    ahead: i64,
+    clock: ServerClock,
 ) -> Result<Option<(DeadLetter, u64)>, String> {
     let entry = dead.entry(key).await.map_err(|error| error.to_string())?;
     if is_behind(entry.as_ref(), known) {
@@ -220,7 +220,7 @@ pub(super) async fn read(
         let Some(piece) = piece else { return Ok(None) };
         whole.extend_from_slice(&piece);
     }
-    let stored = clock::since(entry.created, ahead);
+    let stored = clock.since(clock::millis(entry.created));
     Ok(decode(&entry, head, &whole.into(), stored).map(|letter| (letter, entry.revision)))
 }
 
@@ -383,8 +383,8 @@ async fn keep(
         if is_done {
             continue;
         }
-        if entry.operation != Operation::Put && clock::since(entry.created, cluster.ahead()) > MARK
-        {
+        let age = cluster.clock().since(clock::millis(entry.created));
+        if entry.operation != Operation::Put && age > MARK {
             marks.push((entry.key, entry.revision));
         }
         if refill.is_done() {

@@ -8,6 +8,7 @@
 //! What a destination rejected is a dead letter that all members share ([`super::requests`]); it is there before
 //! the cursor passes it.
 
+mod losses;
 mod position;
 
 use std::{
@@ -37,8 +38,7 @@ use super::{
 use crate::{
     base::{
         clock,
-        event::{self, Event, Record, Seq},
-        metrics,
+        event::{Event, Record, Seq},
         sync::lock,
     },
     config::Start,
@@ -61,7 +61,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// How long a log that says nothing is waited for before it is asked whether it has more.
 const SILENT: Duration = Duration::from_secs(5);
 
-/// How often it is looked at whether the cursor is still there, while there is nothing to save.
+/// How often it is looked at what the log has, and whether the cursor is still there while there is nothing to save.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// How long the last cursor may take to be saved at the end of a term: what is not saved is handed out again.
@@ -156,6 +156,7 @@ impl LogSource {
         let kept = tokio::select! {
             kept = self.read_ahead() => kept,
             () = self.save() => return,
+            () = self.watch_log() => return,
         };
         self.report_loss(kept);
         lock(&self.position).is_left = true;
@@ -192,12 +193,10 @@ impl LogSource {
     /// Events that the sink has still to get, as far as that is known, and how long the oldest of them has been
     /// in the log.
     pub(super) fn lag(&self) -> (u64, Duration) {
-        let at = lock(&self.position).at;
         let queue = lock(&self.queue);
-        let now = clock::now().saturating_add_signed(self.cluster.ahead());
-        let oldest = queue.stored.iter().find(|(seq, _)| *seq > at);
-        let age = oldest.map_or(0, |(_, stored)| now.saturating_sub(*stored));
-        (queue.last.saturating_sub(at), Duration::from_millis(age))
+        let clock = self.cluster.clock();
+        let age = queue.stored.front().map_or(Duration::ZERO, |(_, stored)| clock.since(*stored));
+        (queue.waiting(), age)
     }
 
     /// Reads ahead until the log has lost events, or was made again: of before it has nothing behind this one.
@@ -251,10 +250,10 @@ impl LogSource {
             let (seq, pending) = (info.stream_sequence, info.pending);
             let stored = clock::millis(info.published);
             let decoded =
-                reading::decode(&self.storage.log, &message, self.cluster.ahead()).await?;
+                reading::decode(&self.storage.log, &message, self.cluster.clock()).await?;
             let mut queue = lock(&self.queue);
             if queue.read != read {
-                // It was emptied, to be read again from the cursor.
+                // It was emptied, to be read again from the cursor, or what follows was deleted.
                 return Ok(None);
             }
             if seq <= read {
@@ -282,21 +281,6 @@ impl LogSource {
             drop(queue);
             self.signals.readable.send_replace(seq);
         }
-    }
-
-    /// The log has lost events, or was made again: of those that the sink had still to get it has none behind `kept`.
-    fn report_loss(&self, kept: Seq) {
-        let last = lock(&self.queue).last;
-        let count = lock(&self.position).unaccepted(kept, last);
-        let sink = &self.sink;
-        if count == 0 {
-            warn!(%sink, "the log has lost events: the sink begins again with those that come");
-            return;
-        }
-        error!(%sink, count, "the log has lost events that the sink had still to get");
-        metrics::add_for(metrics::LOST, "sink", sink, count);
-        self.status.lost(sink, count, LOST);
-        self.journal.append(&mut vec![event::lost(LOST, sink, count)]);
     }
 
     /// Saves the cursor where the sink goes on in a log that has lost what was behind `kept`: that is reported.
@@ -444,11 +428,7 @@ impl LogSource {
 
     fn batch(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
         let mut queue = lock(&self.queue);
-        while queue.events.front().is_some_and(|(_, record)| record.seq <= after) {
-            if let Some((_, record)) = queue.events.pop_front() {
-                queue.bytes = queue.bytes.saturating_sub(record.event.weight());
-            }
-        }
+        queue.pop(after);
         if queue.bytes < AHEAD {
             self.signals.room.notify_one();
         }
@@ -492,7 +472,7 @@ impl Source for LogSource {
     }
 
     fn last(&self) -> Seq {
-        lock(&self.queue).last
+        lock(&self.queue).last()
     }
 
     fn try_next(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
@@ -511,6 +491,10 @@ impl Source for LogSource {
         }
     }
 
+    fn unreported(&self, lost: u64) -> u64 {
+        lock(&self.queue).report(lost)
+    }
+
     fn lost_cause(&self) -> &'static str {
         LOST
     }
@@ -525,7 +509,8 @@ impl Source for LogSource {
             (position.at, position.stored)
         };
         let mut queue = lock(&self.queue);
-        *queue = Queue { read, read_stored, last: queue.last, ..Queue::default() };
+        let (last, reported) = (queue.last, queue.reported);
+        *queue = Queue { read, read_stored, reported, last, ..Queue::default() };
         drop(queue);
         self.signals.again.notify_one();
     }
@@ -546,8 +531,8 @@ impl Source for LogSource {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Batch, StoreError> {
-        let (log, ahead) = (&self.storage.log, self.cluster.ahead());
-        let read = log_range::read(log, ahead, (after, through), limit, max_bytes).await;
+        let (log, clock) = (&self.storage.log, self.cluster.clock());
+        let read = log_range::read(log, clock, (after, through), limit, max_bytes).await;
         read.map_err(|error| StoreError::Elsewhere(format!("the log cannot be read now: {error}")))
     }
 

@@ -6,7 +6,10 @@ use async_nats::jetstream::stream::Stream;
 
 use super::reading::{self, Decoded, Reading};
 use crate::{
-    base::{clock::UnixMillis, event::Seq},
+    base::{
+        clock::{ServerClock, UnixMillis},
+        event::Seq,
+    },
     journal::Batch,
 };
 
@@ -26,6 +29,15 @@ pub(super) async fn first_since(
     Ok(Some(first.info()?.stream_sequence))
 }
 
+/// The first message that the log stored within that time until now.
+pub(super) async fn first_within(
+    log: &Stream,
+    age: Duration,
+) -> Result<Option<Seq>, async_nats::Error> {
+    let clock = reading::server_clock(log).await?;
+    first_since(log, clock.ago(age)).await
+}
+
 /// The first and the last message that the log stored within these times; `None`: there are none.
 pub(super) async fn between(
     log: &Stream,
@@ -41,11 +53,11 @@ pub(super) async fn between(
     Ok(first.filter(|first| *first <= until).map(|first| (first, until)))
 }
 
-/// Reads what the log has after `after`, through `through`: as many events, and bytes of them.
-/// `ahead`: how far the clock of the servers is ahead of ours, in milliseconds.
+/// Reads what the log has after `after`, through `through`: as many events, and bytes of them. `clock` is that of the
+/// servers.
 pub(super) async fn read(
     log: &Stream,
-    ahead: i64,
+    clock: ServerClock,
     (after, through): (Seq, Seq),
     limit: usize,
     max_bytes: usize,
@@ -64,7 +76,7 @@ pub(super) async fn read(
             break;
         }
         batch.through = seq;
-        match reading::decode(log, &message, ahead).await? {
+        match reading::decode(log, &message, clock).await? {
             Decoded::Piece => {}
             Decoded::Lost => batch.lost += 1,
             Decoded::Event(record) => {

@@ -684,7 +684,13 @@ mod tests {
         says(&membership, "b", false);
         membership.assign(true);
         let (channel, topic) = ("main".into(), "channel.tips".into());
-        let tips = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
+        let tips = Subscription {
+            channel,
+            topic,
+            room: None,
+            token_type: TokenType::Jwt,
+            token_room: None,
+        };
         let tips = Arc::new(tips);
         membership.parts.held.send_modify(|held| held.subscriptions.push(Arc::clone(&tips)));
         let stands = |code: &str, seconds| {

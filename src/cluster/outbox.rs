@@ -14,7 +14,7 @@
 //!   while this process stood still ([`standstill`]): it is looked up in the log before it is published.
 //!
 //! What the relay says itself of a channel (`relay.…`) every holder says: that of the first holder counts. A
-//! gap is published only if no other member held the channel all the time, see [`super::gaps`].
+//! gap is published, and counted, only if no other member held the channel all the time, see [`super::gaps`].
 
 mod attempt;
 mod flight;
@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::Message;
+use async_nats::{Message, Subscriber};
 use foldhash::fast::RandomState;
 use futures_util::{
     FutureExt, StreamExt,
@@ -40,7 +40,8 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     attempt::{
-        Behind, InStep, IsCovered, LogPosition, LoggedKeys, Outcome, TOGETHER, Work, is_old,
+        Behind, InStep, IsCovered, LogPosition, LoggedKeys, Outcome, TOGETHER, Work, is_covered,
+        is_old,
     },
     flight::{Flight, Sent},
     held_back::HeldBack,
@@ -60,13 +61,13 @@ use crate::{
         metrics::{self, CLUSTER_DUPLICATES, CLUSTER_PUBLISHED},
         supervisor::Factory,
     },
-    delivery::status::Status,
+    delivery::{losses, source::LOST, status::Status},
     gateway::table::Table,
-    journal::{Batch, Journal, StoreError},
+    journal::{Batch, Journal, OUTBOX, StoreError},
 };
 
-/// Its cursor in the journal. No sink can have this name: theirs have no dot.
-pub(crate) const CURSOR: &str = "relay.cluster";
+/// Its cursor in the journal.
+pub(crate) const CURSOR: &str = OUTBOX;
 
 /// The topic of reports of what was missed.
 const GAP: &str = "relay.gap";
@@ -143,6 +144,7 @@ struct Outbox {
     cluster: Cluster,
     journal: Journal,
     status: Arc<Status>,
+    table: Arc<Table>,
     lanes: HashMap<Arc<str>, Lane, RandomState>,
     /// What was read and is not done.
     open: BTreeSet<Seq>,
@@ -168,6 +170,8 @@ pub(crate) fn factory(
     status: &Arc<Status>,
 ) -> Factory {
     let (cluster, journal, status) = (cluster.clone(), journal.clone(), Arc::clone(status));
+    // Here it is known whether another member had what this one missed.
+    table.in_cluster();
     Box::new(move |stop| {
         let read = journal
             .register(CURSOR, crate::config::Start::End)
@@ -176,6 +180,7 @@ pub(crate) fn factory(
             cluster: cluster.clone(),
             journal: journal.clone(),
             status: Arc::clone(&status),
+            table: Arc::clone(&table),
             lanes: HashMap::default(),
             open: BTreeSet::new(),
             bytes: 0,
@@ -198,6 +203,29 @@ async fn read(journal: Journal, after: Seq) -> Result<Batch, StoreError> {
     journal.next(after, BATCH, BATCH_BYTES).await
 }
 
+/// The other members' questions, and the log's answers.
+async fn listen(cluster: &Cluster) -> (Subscriber, Flight) {
+    let subject = gaps::subject(&cluster.settings().name, cluster.member());
+    let questions = loop {
+        match cluster.client().subscribe(subject.clone()).await {
+            Ok(questions) => break questions,
+            Err(error) => {
+                warn!(%error, "the other members' questions cannot be received");
+                sleep(RETRY).await;
+            }
+        }
+    };
+    loop {
+        match Flight::begin(cluster.client()).await {
+            Ok(flight) => return (questions, flight),
+            Err(error) => {
+                warn!(%error, "the log's answers cannot be received");
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
 impl Outbox {
     async fn run(mut self, stop: CancellationToken) {
         let storage = loop {
@@ -209,25 +237,7 @@ impl Outbox {
                 () = sleep(TURN) => {}
             }
         };
-        let subject = gaps::subject(&self.cluster.settings().name, self.cluster.member());
-        let mut questions = loop {
-            match self.cluster.client().subscribe(subject.clone()).await {
-                Ok(questions) => break questions,
-                Err(error) => {
-                    warn!(%error, "the other members' questions cannot be received");
-                    sleep(RETRY).await;
-                }
-            }
-        };
-        let flight = loop {
-            match Flight::begin(self.cluster.client()).await {
-                Ok(flight) => break flight,
-                Err(error) => {
-                    warn!(%error, "the log's answers cannot be received");
-                    sleep(RETRY).await;
-                }
-            }
-        };
+        let (mut questions, flight) = listen(&self.cluster).await;
         let mut publisher = Publisher { storage, flight, attempts: Attempts::new() };
         // A read from the disk is not begun again for whatever comes meanwhile.
         let mut reading: Option<BoxFuture<'static, Result<Batch, StoreError>>> = None;
@@ -235,6 +245,11 @@ impl Outbox {
         self.turned = Moment::now();
         loop {
             self.check_for_standstill();
+            if let Some(after) = self.journal.put_back(CURSOR) {
+                info!("what the journal holds from before this start is published now");
+                reading = None;
+                self.begin_again(after, &mut publisher);
+            }
             while let Some((sent, outcome)) = publisher.flight.overdue() {
                 self.on_outcome(&sent.lane, sent.seq, outcome, &mut publisher);
             }
@@ -280,6 +295,18 @@ impl Outbox {
         }
     }
 
+    /// All after `after` is read once more: files of the journal have come back that stand before what was read.
+    fn begin_again(&mut self, after: Seq, publisher: &mut Publisher) {
+        publisher.flight.forget_all();
+        publisher.attempts.clear();
+        self.lanes.clear();
+        self.open.clear();
+        self.covered.clear();
+        self.asking.clear();
+        (self.bytes, self.read, self.last_read) = (0, after, None);
+        self.held_back = HeldBack::default();
+    }
+
     /// Where this process has stood still, it cannot say that nothing was missed meanwhile. It is still in step with
     /// the others: what comes over a connection that holds comes whole.
     fn check_for_standstill(&mut self) {
@@ -317,17 +344,19 @@ impl Outbox {
 
     fn take(&mut self, batch: &Batch, publisher: &mut Publisher) {
         self.check_for_standstill();
+        let unreported = self.journal.was_read(CURSOR, batch);
+        if unreported > 0 {
+            losses::report_unpublished(&self.status, unreported);
+        }
         if batch.lost > 0 {
-            error!(count = batch.lost, "events were lost before they came into the log");
-            let cause = "the journal no longer holds them";
-            report_lost((&self.journal, &*self.status), cause, batch.lost);
+            self.journal.append(&mut vec![event::lost(LOST, CURSOR, batch.lost)]);
         }
         for record in &batch.records {
             self.open.insert(record.seq);
             self.bytes += record.event.weight();
             if &*record.event.place.topic == GAP {
-                let asked = gaps::is_covered(self.cluster.clone(), Arc::clone(record));
-                let asked = asked.boxed().shared();
+                let (cluster, table) = (self.cluster.clone(), Arc::clone(&self.table));
+                let asked = is_covered(cluster, table, Arc::clone(record)).boxed().shared();
                 self.asking.push(asked.clone());
                 self.covered.insert(record.seq, asked);
             }
@@ -528,8 +557,7 @@ impl Outbox {
 
 /// Counts events that no sink will get, and reports them. The report goes into the log as other events do.
 fn report_lost((journal, status): (&Journal, &Status), cause: &'static str, count: u64) {
-    metrics::add_for(metrics::LOST, "sink", CURSOR, count);
-    status.lost_to_all(count, cause);
+    losses::count_unpublished(status, count, cause);
     journal.append(&mut vec![event::lost(cause, CURSOR, count)]);
 }
 

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::{message, parts};
 use crate::base::{
-    clock::{self, UnixMillis},
+    clock::{self, ServerClock, UnixMillis},
     event::{Record, Seq},
 };
 
@@ -94,6 +94,17 @@ impl Reading {
     }
 }
 
+/// The clock of the server that a consumer is made at.
+pub(super) async fn server_clock(log: &Stream) -> Result<ServerClock, async_nats::Error> {
+    let config = pull::OrderedConfig {
+        deliver_policy: DeliverPolicy::New,
+        headers_only: true,
+        ..pull::OrderedConfig::default()
+    };
+    let consumer = log.create_consumer(config).await?;
+    Ok(ServerClock::shows(clock::millis(consumer.cached_info().created)))
+}
+
 /// What a message of the log is.
 pub(super) enum Decoded {
     /// A piece of a large event.
@@ -103,12 +114,11 @@ pub(super) enum Decoded {
     Event(Arc<Record>),
 }
 
-/// Makes an event of a message, with its pieces. `ahead`: how far the clock of the servers is ahead of ours, in
-/// milliseconds.
+/// Makes an event of a message, with its pieces; `clock` is that of the servers.
 pub(super) async fn decode(
     log: &Stream,
     message: &Message,
-    ahead: i64,
+    clock: ServerClock,
 ) -> Result<Decoded, async_nats::Error> {
     if parts::is_piece(&message.subject) {
         return Ok(Decoded::Piece);
@@ -119,8 +129,8 @@ pub(super) async fn decode(
         return Ok(Decoded::Lost);
     };
     let info = message.info()?;
-    let age = clock::since(info.published, ahead);
-    let record = message::record(info.stream_sequence, headers, &payload, age);
     let stored = clock::millis(info.published);
+    let age = clock.since(stored);
+    let record = message::record(info.stream_sequence, headers, &payload, age);
     Ok(Decoded::Event(Arc::new(Record { stored, ..record })))
 }

@@ -1,7 +1,7 @@
 //! Puts events of a journal into the log again, after a disaster of all servers.
 //!
 //! The log removes those that it has had within its duplicate window; the others come to the sinks once
-//! more.
+//! more. What a member reports of a channel is not among them: of a gap that another member covered no sink ever heard.
 
 use std::path::Path;
 
@@ -10,7 +10,11 @@ use super::{
     error::ClusterError,
     message, parts,
 };
-use crate::{base::clock::UnixMillis, config, journal::store::Store};
+use crate::{
+    base::{clock::UnixMillis, event::Event},
+    config,
+    journal::store::Store,
+};
 
 /// Events read at once, and their bytes.
 const BATCH: usize = 512;
@@ -44,19 +48,26 @@ pub(crate) async fn republish(
     loop {
         let read = store.read(after, BATCH, BATCH_BYTES).map_err(|error| unreadable(&error))?;
         let Some(through) = read.through else { return Ok(done) };
-        for record in &read.records {
+        for record in read.records.iter().filter(|record| !is_report(&record.event)) {
             let headers = message::headers(record, &member);
             let subject = message::subject(&settings.name, &record.event);
             let max_payload = connection.client.server_info().max_payload;
             let pieces = parts::pieces(&record.event.message, max_payload);
             let context = &connection.context;
             let published = parts::publish(context, &settings.name, subject, headers, pieces);
-            let ack = published.await.map_err(|error| {
+            let failed = |why: &dyn std::fmt::Display| {
+                let count = done.published + done.duplicates;
                 ClusterError::Unavailable(format!(
-                    "after {} events the log takes no more: {error}",
-                    done.published + done.duplicates
+                    "after {count} events the log takes no more: {why}"
                 ))
-            })?;
+            };
+            let ack = published.await.map_err(|error| failed(&error))?;
+            if ack.sequence == 0 {
+                let key = message::key(&record.event);
+                return Err(failed(&format!(
+                    "it knows the id {key:?} and has not stored the event; try again later"
+                )));
+            }
             if ack.duplicate {
                 done.duplicates += 1;
             } else {
@@ -65,4 +76,10 @@ pub(crate) async fn republish(
         }
         after = through;
     }
+}
+
+/// Whether a member reports something of a channel: a gap, a session, what was fetched. The others may have found it
+/// otherwise, so the members agree on who publishes it.
+fn is_report(event: &Event) -> bool {
+    event.place.topic.starts_with("relay.") && !event.place.channel.is_empty()
 }

@@ -202,8 +202,8 @@ impl SinkRequests {
             (keys.collect::<Vec<_>>(), index.replays(&self.sink))
         };
         let reads = keys.into_iter().map(async |(known, key)| {
-            let (dead, ahead) = (&self.storage.dead, self.cluster.ahead());
-            let read = letters::read(dead, &key, known, ahead).await;
+            let (dead, clock) = (&self.storage.dead, self.cluster.clock());
+            let read = letters::read(dead, &key, known, clock).await;
             (key, read)
         });
         let found: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE).collect().await;

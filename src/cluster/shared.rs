@@ -12,7 +12,11 @@ use super::{
     log_range,
 };
 use crate::{
-    base::{clock::UnixMillis, event::Seq, sync::lock},
+    base::{
+        clock::{ServerClock, UnixMillis},
+        event::Seq,
+        sync::lock,
+    },
     config,
     journal::{Batch, DeadLetter, Replay},
 };
@@ -28,8 +32,8 @@ pub(crate) struct SharedRequests {
     member: String,
     /// Bytes that the server takes in one message.
     max_payload: usize,
-    /// How far the servers' clock is ahead of ours, in milliseconds.
-    ahead: i64,
+    /// The servers' clock.
+    clock: ServerClock,
     index: Index,
 }
 
@@ -53,7 +57,7 @@ impl Cluster {
             dead: storage.dead.clone(),
             member: self.member().to_owned(),
             max_payload: self.max_payload(),
-            ahead: self.ahead(),
+            clock: self.clock(),
             index: lock(&self.0.letters).clone(),
         })
     }
@@ -73,7 +77,8 @@ impl SharedRequests {
         let log = connection.context.get_stream(format!("{}_log", settings.name)).await;
         let index = letters::index(&dead).await.map_err(unavailable)?;
         let max_payload = connection.client.server_info().max_payload;
-        Ok(Self { log: log.map_err(unavailable)?, dead, member, max_payload, ahead: 0, index })
+        let (log, clock) = (log.map_err(unavailable)?, ServerClock::ours());
+        Ok(Self { log, dead, member, max_payload, clock, index })
     }
 
     /// The newest `most` dead letters, oldest first.
@@ -85,7 +90,7 @@ impl SharedRequests {
         let mut keys = self.index.letters(which.sink, which.numbers, false);
         keys.drain(..keys.len().saturating_sub(most));
         let reads = keys.into_iter().map(async |key| {
-            letters::read(&self.dead, &key, 0, self.ahead).await.map_err(unavailable)
+            letters::read(&self.dead, &key, 0, self.clock).await.map_err(unavailable)
         });
         let read: Vec<_> = stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
         Ok(read.into_iter().flatten().map(|(letter, _)| letter).collect())
@@ -97,7 +102,7 @@ impl SharedRequests {
         let changes = keys.into_iter().map(async |key| {
             // An older one may say that it is to be tried again, when that was done since.
             let known = self.index.revision(&key);
-            let read = letters::read(&self.dead, &key, known, self.ahead).await;
+            let read = letters::read(&self.dead, &key, known, self.clock).await;
             let Some((letter, revision)) = read.map_err(unavailable)? else { return Ok(0) };
             if letter.retry {
                 return Ok(1);
@@ -129,7 +134,8 @@ impl SharedRequests {
         from: UnixMillis,
         until: Option<UnixMillis>,
     ) -> Result<Option<(Seq, Seq)>, ClusterError> {
-        let theirs = |at: UnixMillis| at.saturating_add_signed(self.ahead);
+        let ahead = self.clock.ahead();
+        let theirs = |at: UnixMillis| at.saturating_add_signed(ahead);
         let found = log_range::between(&self.log, theirs(from), until.map(theirs)).await;
         found.map_err(|error| ClusterError::Unavailable(format!("the log cannot be read: {error}")))
     }
@@ -142,7 +148,7 @@ impl SharedRequests {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Batch, ClusterError> {
-        let read = log_range::read(&self.log, self.ahead, (after, through), limit, max_bytes).await;
+        let read = log_range::read(&self.log, self.clock, (after, through), limit, max_bytes).await;
         read.map_err(|error| ClusterError::Unavailable(format!("the log cannot be read: {error}")))
     }
 

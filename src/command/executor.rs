@@ -111,11 +111,13 @@ struct Waiting {
     since: Instant,
 }
 
-/// A command that was tried.
+/// A command that is dealt with.
 struct Done {
     ticket: Ticket,
     origin: Arc<str>,
     answer: Answer,
+    /// Whether it was tried. If not it may come again.
+    tried: bool,
 }
 
 type Running = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
@@ -166,7 +168,8 @@ impl Executor {
         for (ticket, origin, command) in self.memory.open() {
             if !self.waiting.iter().any(|waiting| waiting.ticket == ticket) {
                 let failure = unknown("the relay failed while it was executed");
-                self.finish(Done { ticket, origin, answer: command.answer(Err(failure)) });
+                let answer = command.answer(Err(failure));
+                self.finish(Done { ticket, origin, answer, tried: true });
             }
         }
     }
@@ -228,22 +231,28 @@ impl Executor {
             self.busy.insert(command.channel.clone());
             let tools = self.tools.clone();
             running.push(Box::pin(async move {
-                let outcome = match timeout(EXECUTION, tools.execute(&origin, &command)).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => Err(unknown("it took too long, and may have been done")),
+                let executed = timeout(EXECUTION, tools.execute_once(&origin, &command)).await;
+                let (tried, outcome) = match executed {
+                    Ok(Ok(outcome)) => (true, outcome),
+                    Ok(Err(failure)) => (false, Err(failure)),
+                    Err(_) => (true, Err(unknown("it took too long, and may have been done"))),
                 };
                 if outcome.as_ref().is_err_and(|failure| failure.kind == ErrorKind::Unknown) {
                     // Whoever asks may see what has become of it; nobody waits for that here.
                     tools.refreshes.request_later(&command.channel);
                 }
-                Done { ticket, origin, answer: command.answer(outcome) }
+                Done { ticket, origin, answer: command.answer(outcome), tried }
             }));
         }
     }
 
     fn finish(&mut self, done: Done) {
-        let Done { ticket, origin, answer } = done;
+        let Done { ticket, origin, answer, tried } = done;
         self.busy.remove(&answer.channel);
+        if !tried {
+            self.unexecuted(ticket, &origin, answer);
+            return;
+        }
         report(&origin, &answer, true);
         let answer = Arc::new(answer);
         for reply in self.memory.answered(ticket, &answer) {
@@ -286,20 +295,26 @@ impl Rate {
 }
 
 impl Tools {
-    async fn execute(&self, origin: &str, command: &Command) -> Result<(), Failure> {
+    /// Executes a command unless another member has; an error: whether one has is not known, and nothing was tried.
+    async fn execute_once(
+        &self,
+        origin: &str,
+        command: &Command,
+    ) -> Result<Result<(), Failure>, Failure> {
         if let (Some(once), Some(transaction)) = (&self.once, &command.transaction) {
             // An origin is the name of a sink, or `http`: the same on every member.
             let key = format!("{origin}/{}/{transaction}", command.channel);
-            match once.0(key).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    let error =
-                        "another member of the cluster has executed this transaction, or tried to";
-                    return Err(Failure::new(ErrorKind::Bad, 409, error));
-                }
-                Err(error) => return Err(Failure::new(ErrorKind::Failed, 503, error)),
+            let claimed = once.0(key).await;
+            if !claimed.map_err(|error| Failure::new(ErrorKind::Failed, 503, error))? {
+                let error =
+                    "another member of the cluster has executed this transaction, or tried to";
+                return Ok(Err(Failure::bad(409, error)));
             }
         }
+        Ok(self.execute(command).await)
+    }
+
+    async fn execute(&self, command: &Command) -> Result<(), Failure> {
         if command.order == Order::Refresh {
             let done = self.refreshes.request(&command.channel).await;
             return done.map_err(|error| Failure::new(ErrorKind::Failed, 502, error));
@@ -373,18 +388,28 @@ impl Tools {
     }
 }
 
-/// The value as the element takes it: of its own type, or a number where its only field is a number, as
-/// in `{"amount": 5}`. Anything else would break the overlays that show it.
+/// The field of an element that a number alone sets: its only one, or the amount of what has no name, as that of a
+/// goal.
+fn number_field(fields: &Map<String, Value>) -> Option<&str> {
+    let only = fields.keys().next().filter(|_| fields.len() == 1);
+    let amount = (!fields.contains_key("name")).then_some("amount");
+    let field = only.map(String::as_str).or(amount)?;
+    fields.get(field).is_some_and(Value::is_number).then_some(field)
+}
+
+/// The value as the element takes it: of its own type, or a number for one of its fields, as in
+/// `{"amount": 5}`. Anything else would break the overlays that show it.
 fn fitted(now: &Value, value: &Value) -> Result<Value, Failure> {
     match (now, value) {
-        (Value::Object(fields), Value::Number(_)) => match fields.iter().next() {
-            Some((name, Value::Number(_))) if fields.len() == 1 => {
-                Ok(Value::Object(Map::from_iter([(name.clone(), value.clone())])))
-            }
-            _ => {
-                Err(Failure::bad(400, "the element is more than a number: an object was expected"))
-            }
-        },
+        (Value::Object(fields), Value::Number(_)) => {
+            let Some(field) = number_field(fields) else {
+                let error = "the element is more than a number: an object was expected";
+                return Err(Failure::bad(400, error));
+            };
+            let mut fields = fields.clone();
+            fields.insert(field.to_owned(), value.clone());
+            Ok(Value::Object(fields))
+        }
         (Value::Null, _)
         | (Value::Object(_), Value::Object(_))
         | (Value::Array(_), Value::Array(_))
@@ -607,6 +632,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_transaction_that_could_not_be_claimed_may_come_again() {
+        let (mut executor, submitter, mut answers, requests) = executor();
+        let mut requests = requests.lock().await;
+        let claims = [Err("no server".to_owned()), Ok(true), Ok(false)];
+        let claims = std::sync::Mutex::new(VecDeque::from(claims));
+        executor.tools.once = Some(Once(Arc::new(move |_| {
+            let claim = claims.lock().unwrap().pop_front().unwrap();
+            Box::pin(async move { claim })
+        })));
+        let stop = CancellationToken::new();
+        let outside = async {
+            refresh(&submitter, "a", "1");
+            assert_eq!(answered(&mut answers).await, ("1".to_owned(), Some(503)));
+            assert!(requests.try_recv().is_err(), "nothing is executed");
+            refresh(&submitter, "a", "1");
+            next(&mut requests).await.answer(Ok(()));
+            assert_eq!(answered(&mut answers).await, ok("1"));
+            // What another member has executed is answered once more without asking.
+            for _ in 0..2 {
+                refresh(&submitter, "a", "2");
+                assert_eq!(answered(&mut answers).await, ("2".to_owned(), Some(409)));
+            }
+            stop.cancel();
+        };
+        tokio::join!(executor.run(stop.clone()), outside);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn being_told_to_stop_finishes_what_is_under_way() {
         let (mut executor, submitter, mut answers, requests) = executor();
         let mut requests = requests.lock().await;
@@ -668,6 +721,13 @@ mod tests {
             (json!({"amount": 5}), json!(12.5), Some(json!({"amount": 12.5}))),
             (json!({"count": 5}), json!(0), Some(json!({"count": 0}))),
             (json!({"name": "a"}), json!(1), None),
+            (
+                json!({"amount": 3, "currency": "USD"}),
+                json!(10),
+                Some(json!({"amount": 10, "currency": "USD"})),
+            ),
+            (json!({"amount": "3", "currency": "USD"}), json!(10), None),
+            (json!({"count": 3, "currency": "USD"}), json!(10), None),
             (json!({"name": "a", "amount": 5}), json!(1), None),
             (json!({}), json!(1), None),
             (json!({"amount": 5}), json!("12,5"), None),

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Config, Http, Log};
+use super::{Channel, Config, Http, Log};
 use crate::base::clock::UnixMillis;
 
 /// What is different.
@@ -20,7 +20,7 @@ pub struct Difference {
     pub channels_added: Vec<String>,
     /// Channels that went.
     pub channels_removed: Vec<String>,
-    /// Channels that are not as they were.
+    /// Channels that are not as they were, or have the token of another account.
     pub channels_changed: Vec<String>,
     /// Sinks that came, by name.
     pub sinks_added: Vec<String>,
@@ -67,8 +67,17 @@ pub struct Report {
 /// Compares; answers the difference, and what runs when it is carried out.
 pub fn difference(running: &Config, loaded: &Config) -> (Difference, Config) {
     let mut found = Difference::default();
-    (found.channels_added, found.channels_removed, found.channels_changed) =
-        compare(&running.channels, &loaded.channels);
+    let mut token_rooms = loaded.token_rooms.clone();
+    for (label, room) in &running.token_rooms {
+        // What could not be found out now is taken to be as it was.
+        if running.channels.get(label) == loaded.channels.get(label) {
+            token_rooms.entry(label.clone()).or_insert_with(|| room.clone());
+        }
+    }
+    (found.channels_added, found.channels_removed, found.channels_changed) = compare(
+        &with_token_rooms(&running.channels, &running.token_rooms),
+        &with_token_rooms(&loaded.channels, &token_rooms),
+    );
     (found.sinks_added, found.sinks_removed, found.sinks_changed) =
         compare(&running.sinks, &loaded.sinks);
     let next = Config {
@@ -82,11 +91,20 @@ pub fn difference(running: &Config, loaded: &Config) -> (Difference, Config) {
         reload: loaded.reload.clone(),
         channels: loaded.channels.clone(),
         sinks: loaded.sinks.clone(),
-        token_rooms: loaded.token_rooms.clone(),
+        token_rooms,
     };
     found.applied = keys(running, &next);
     found.needs_restart = keys(&next, loaded);
     (found, next)
+}
+
+/// The channels, each with the room that its token belongs to.
+fn with_token_rooms<'c>(
+    channels: &'c BTreeMap<String, Channel>,
+    rooms: &'c BTreeMap<String, String>,
+) -> BTreeMap<String, (&'c Channel, Option<&'c String>)> {
+    let channels = channels.iter();
+    channels.map(|(label, channel)| (label.clone(), (channel, rooms.get(label)))).collect()
 }
 
 /// Names that are only in `new`, only in `old`, and in both with another value.

@@ -34,6 +34,11 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// A server's words without this secret: some repeat what they were sent.
+    pub fn hidden_in(&self, words: &str) -> String {
+        if self.0.is_empty() { words.to_owned() } else { words.replace(&*self.0, "…") }
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -80,7 +85,10 @@ pub enum SecretError {
     #[error("the environment variable {0} is not set")]
     Env(String),
     /// The service has no credentials.
-    #[error("a credential needs systemd's LoadCredential=, but $CREDENTIALS_DIRECTORY is not set")]
+    #[error(
+        "a credential needs systemd's LoadCredential=, but $CREDENTIALS_DIRECTORY is not set; at a \
+         shell: CREDENTIALS_DIRECTORY=/etc/astro-relay"
+    )]
     NoCredentials,
     /// Nothing is in it.
     #[error("the secret from {0} is empty")]

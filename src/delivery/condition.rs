@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::Delivery;
-use crate::base::clock;
 
 /// How often failures are logged.
 const LOGGED: Duration = Duration::from_mins(1);
@@ -34,10 +33,8 @@ impl Delivery {
         self.row.show(|row| {
             row.matched += matched;
             row.considered += matched + unmatched + errors;
-            row.condition_errors += errors;
             if errors > 0 {
-                row.condition_error.clone_from(&error);
-                row.condition_error_at = Some(clock::now());
+                row.condition_fails(errors, error.clone());
             }
         });
         let lately = self.row.condition.logged.is_some_and(|at| at.elapsed() < LOGGED);

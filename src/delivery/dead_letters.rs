@@ -68,24 +68,29 @@ impl Delivery {
             }
             let event = &record.event;
             match self.reader.source.dead_letter(record, reason) {
-                SetAside::Stored => error!(
-                    sink = %self.row.name, id = %event.id, topic = %event.place.topic, reason,
-                    "an event was rejected and is now a dead letter"
-                ),
-                SetAside::Lost => error!(
-                    sink = %self.row.name, id = %event.id, topic = %event.place.topic, reason,
-                    "an event was rejected and is lost: without `journal.dir` there are no dead letters"
-                ),
+                SetAside::Stored => {
+                    error!(
+                        sink = %self.row.name, id = %event.id, topic = %event.place.topic, reason,
+                        "an event was rejected and is now a dead letter"
+                    );
+                    self.row.metrics.dead();
+                    let reason = reason.clone();
+                    self.row.show(|row| {
+                        row.dead_letters += 1;
+                        row.last_dead_letter = Some(reason);
+                    });
+                }
+                SetAside::Lost => {
+                    error!(
+                        sink = %self.row.name, id = %event.id, topic = %event.place.topic, reason,
+                        "an event was rejected and is lost: without `journal.dir` there are no dead letters"
+                    );
+                    self.rejected_for_good(event);
+                }
                 // The disk has so much to do; there is a sign when it is done.
                 SetAside::Wait => return,
                 SetAside::Full => return self.letters_are_full(),
             }
-            self.row.metrics.dead();
-            let reason = reason.clone();
-            self.row.show(|row| {
-                row.dead_letters += 1;
-                row.last_dead_letter = Some(reason);
-            });
             let seq = record.seq;
             self.flight.undeliverable.pop_front();
             self.suspicion.passed(seq);

@@ -58,6 +58,10 @@ impl Delivery {
                 if let (true, Some(head)) = (closed, head) {
                     self.connection_ended_at(head, alone, cause);
                 }
+                // An event at which the connection ends may be to blame: it is sent until that is decided.
+                if !(closed && self.suspicion.may_blame()) {
+                    self.give_back();
+                }
             }
         }
     }
@@ -190,8 +194,8 @@ impl Delivery {
     }
 
     fn show_state(&self, state: &'static str, show_error: impl FnOnce(&mut status::Sink)) {
-        self.row.metrics.up(matches!(state, "up" | "busy"));
         let next = self.waiting.next_attempt();
+        let mut delivers = false;
         self.row.show(|row| {
             if row.state != state {
                 row.state = state;
@@ -199,7 +203,9 @@ impl Delivery {
             }
             row.next_attempt = next;
             show_error(row);
+            delivers = row.delivers();
         });
+        self.row.metrics.up(delivers);
     }
 
     /// Something failed while nothing was in flight: logs it, and notes how long to wait.

@@ -1,8 +1,9 @@
 //! What people ask of a sink while it runs: dead letters to try again, and events to hand on again.
 //!
 //! Requests stand in the journal's file, written by the command line or the admin page. They are
-//! dealt with between batches, a batch at a time, so that new events do not wait for old ones. Each
-//! is a flight of its own: its events go the same way as new ones, but the cursor stays.
+//! dealt with between batches, one at a time, so that new events do not wait for old ones. Each is a
+//! flight of its own: its events go the same way as new ones, but the cursor stays. One that fails is
+//! given back: new events go before it is read and tried again.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -85,13 +86,22 @@ pub(super) struct Requests {
     /// There may be something in the journal that is not in `queue`.
     pending: bool,
     queue: VecDeque<Request>,
+    /// What was begun last, failed, and is still to be done.
+    given_back: Option<RequestId>,
     /// The next batch of new events comes first.
     pub(super) yielded: bool,
 }
 
 impl Requests {
     pub(super) fn new(changed: watch::Receiver<u64>, retries: watch::Receiver<u64>) -> Self {
-        Self { changed, retries, pending: true, queue: VecDeque::new(), yielded: false }
+        Self {
+            changed,
+            retries,
+            pending: true,
+            queue: VecDeque::new(),
+            given_back: None,
+            yielded: false,
+        }
     }
 
     /// Sees whether something was asked for. Where the next batch is always there, nothing is ever waited
@@ -105,7 +115,12 @@ impl Requests {
 
     /// Whether new events wait for what is asked for.
     pub(super) fn have_precedence(&self) -> bool {
-        !self.queue.is_empty() || (self.pending && !self.yielded)
+        self.are_due(true)
+    }
+
+    /// Whether one that has failed is still to be done: then so is what was wrong with it.
+    pub(super) fn have_failed(&self) -> bool {
+        self.given_back.is_some()
     }
 
     /// Whether what comes next is a dead letter.
@@ -115,7 +130,7 @@ impl Requests {
 
     /// Whether one may be begun with nothing in flight; `new`: there are new events.
     pub(super) fn are_due(&self, new: bool) -> bool {
-        self.have_precedence() || (self.pending && !new)
+        (self.pending || !self.queue.is_empty()) && !(self.yielded && new)
     }
 }
 
@@ -137,36 +152,65 @@ impl Delivery {
         // What is in flight is not done yet, so it was read again.
         let in_flight = self.flight.request.as_ref().map(Begun::id);
         queue.retain(|request| Some(request.id()) != in_flight);
+        // Somebody may have dropped it.
+        self.requests.given_back = self
+            .requests
+            .given_back
+            .filter(|given_back| queue.iter().any(|request| request.id() == *given_back));
         self.requests.queue = queue;
         !self.requests.queue.is_empty()
     }
 
     /// Something is asked for of some sink. If it is this one, and new, a wait is over: whoever asks knows why.
+    /// So it is when what was waited for is dropped.
     pub(super) async fn requested_meanwhile(&mut self) {
         self.requests.pending = true;
         let waits = self.waiting.resume_at().is_some() || self.waiting.reconnect_at().is_some();
         if !waits {
             return;
         }
-        let known: Vec<RequestId> = self.requests.queue.iter().map(Request::id).collect();
-        if self.load_requests().await
-            && self.requests.queue.iter().any(|request| !known.contains(&request.id()))
-        {
+        let given_back = self.requests.given_back;
+        let queued = self.requests.queue.iter().map(Request::id);
+        let known: Vec<RequestId> = queued.chain(given_back).collect();
+        let any = self.load_requests().await;
+        let dropped = given_back.is_some() && !self.requests.have_failed();
+        let is_new = |request: &Request| !known.contains(&request.id());
+        if dropped || (any && self.requests.queue.iter().any(is_new)) {
             self.try_now(ASKED);
         }
     }
 
     /// Takes up the next thing that is asked for.
     pub(super) async fn begin_request(&mut self) {
-        if self.requests.queue.is_empty() {
-            self.load_requests().await;
+        // Also where they cannot be read.
+        self.requests.yielded = true;
+        let is_stale = self.requests.queue.is_empty() || self.requests.have_failed();
+        if is_stale && !self.load_requests().await {
+            // What has failed may have been dropped.
+            return self.flight_is_done();
         }
         let Some(request) = self.requests.queue.pop_front() else { return };
-        self.requests.yielded = self.requests.queue.is_empty();
+        self.requests.given_back = None;
         match request {
             Request::Letter(letter) => self.try_again(&letter),
             Request::Replay(replay) => self.replay(&replay).await,
         }
+    }
+
+    /// Gives back what was begun and has failed, with nothing in flight. A letter is to go out again as it
+    /// is, of a replay what is not yet dealt with.
+    pub(super) fn give_back(&mut self) {
+        let undeliverable = self.flight.undeliverable.front().map(|event| event.record.seq);
+        // With nothing left it is done.
+        let Some(next) = self.flight.head().into_iter().chain(undeliverable).min() else { return };
+        let Some(begun) = self.flight.request.take() else { return };
+        if let Begun::Replay { number, .. } = begun {
+            self.reader.source.replay_progress(number, Some(next.saturating_sub(1)));
+        }
+        self.flight.take_events();
+        self.flight.undeliverable.clear();
+        self.flight.forget_rejected();
+        self.requests.given_back = Some(begun.id());
     }
 
     /// All of what was begun is dealt with.
@@ -196,7 +240,7 @@ impl Delivery {
             }
             Origin::Live | Origin::Backfilled | Origin::Test => Arc::clone(&letter.record),
         };
-        let reason = match self.route.render(&record) {
+        let reason = match self.route.render_of_any_age(&record) {
             Rendered::Wanted(event, ha_events) => {
                 self.flight.push(event, ha_events);
                 self.flight.request = Some(Begun::Letter { number, rejected: false });
@@ -232,8 +276,12 @@ impl Delivery {
             Ok(batch) => batch,
             Err(error) => return self.unreadable(&error).await,
         };
-        if batch.lost > 0 {
+        if batch.lost > 0 && replay.name().is_some() {
             warn!(sink = %self.row.name, count = batch.lost, "the journal no longer holds all of a replay");
+        } else if batch.lost > 0 {
+            // The sink never had them.
+            let before = batch.records.first().map_or(batch.through, |first| first.seq - 1);
+            self.lost_of_backlog(replay.number, before, batch.lost);
         }
         let mut records = batch.records;
         if let Some(name) = replay.name() {
@@ -254,12 +302,13 @@ mod tests {
     use std::{path::Path, time::Duration};
 
     use serde_json::json;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
         base::{
             clock,
-            event::{Record, own},
+            event::{Event, Record, Waited, own},
         },
         config::{self, Described, SinkConfig},
         delivery::{outcome::tests::Reporting, route::Route, status::Status},
@@ -286,6 +335,108 @@ mod tests {
     async fn close(delivery: Delivery, journal: Journal) {
         drop(delivery);
         tokio::task::spawn_blocking(move || journal.close()).await.unwrap();
+    }
+
+    fn event(topic: &str) -> Event {
+        own(topic, &"".into(), &"".into(), &json!({}), 1)
+    }
+
+    /// Leaves so many dead letters of the sink `out` in that directory, all of them asked for.
+    async fn ask_for_letters(dir: &Path, count: Seq) -> Store {
+        let (delivery, journal) = delivery(dir);
+        for seq in 1..=count {
+            let record = Arc::new(Record::new(seq, event("letter")));
+            journal.dead_letter("out", &record, "too large");
+        }
+        close(delivery, journal).await;
+        let store = Store::open_reader(dir).unwrap();
+        store.allow_requests().unwrap();
+        store.retry_dead_letters(None, None).unwrap();
+        store
+    }
+
+    /// Does what is to be done until something is sent: the topics of that.
+    async fn next_sent(delivery: &mut Delivery) -> Vec<String> {
+        let stop = CancellationToken::new();
+        delivery.link.connected = true;
+        while delivery.flight.handed == 0 {
+            delivery.turn(&stop).await;
+        }
+        let records = delivery.flight.events.iter().map(|event| &event.record);
+        records.map(|record| record.event.place.topic.to_string()).collect()
+    }
+
+    /// For so long that only a request ends the wait.
+    fn busy() -> Cause {
+        Cause::Busy { wait: Some(Duration::from_hours(1)), reason: "HTTP 503".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn new_events_go_between_dead_letters() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ask_for_letters(dir.path(), 3).await;
+        let (mut delivery, journal) = delivery(dir.path());
+        journal.append(&mut vec![event("new")]);
+        journal.next(0, 1, 1 << 20).await.unwrap();
+        let mut sent = Vec::new();
+        for _ in 0..4 {
+            sent.extend(next_sent(&mut delivery).await);
+            delivery.outcome(Ok(1));
+        }
+        assert_eq!(sent, ["letter", "new", "letter", "letter"]);
+        close(delivery, journal).await;
+        assert_eq!(store.dead_letters(None).unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_that_fails_lets_new_events_go_first_and_frees_the_sink_when_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ask_for_letters(dir.path(), 2).await;
+        let (mut delivery, journal) = delivery(dir.path());
+        for fails_still in [false, true] {
+            assert_eq!(next_sent(&mut delivery).await, ["letter"]);
+            assert_eq!(delivery.waiting.fault.is_some(), fails_still);
+            delivery.outcome(Err(Failure::after(0, busy())));
+            delivery.requested_meanwhile().await;
+            assert!(delivery.waiting.resume_at().is_some(), "nothing of it is new");
+            delivery.try_now(ASKED);
+        }
+        journal.append(&mut vec![event("new")]);
+        journal.next(0, 1, 1 << 20).await.unwrap();
+        assert_eq!(next_sent(&mut delivery).await, ["new"]);
+        delivery.outcome(Ok(1));
+        assert_eq!(next_sent(&mut delivery).await, ["letter"]);
+        delivery.outcome(Err(Failure::after(0, busy())));
+
+        assert_eq!(store.drop_dead_letters(None, None).unwrap(), 2);
+        delivery.requested_meanwhile().await;
+        assert!(delivery.waiting.resume_at().is_none(), "it is tried now");
+        delivery.prepare().await;
+        assert!(delivery.flight.is_empty() && delivery.flight.request.is_none());
+        assert_eq!(delivery.waiting.fault, None);
+        close(delivery, journal).await;
+    }
+
+    #[tokio::test]
+    async fn of_a_replay_that_fails_the_rest_is_sent_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut delivery, journal) = delivery(dir.path());
+        journal.append(&mut ["one", "two", "three"].map(event).to_vec());
+        delivery.reader.taken(3);
+        delivery.reader.cursor = 3;
+        let store = Store::open_reader(dir.path()).unwrap();
+        store.allow_requests().unwrap();
+        let (sink, topic, when) = ("out".to_owned(), None, None);
+        let replay = Replay { number: 0, at: 7, sink, position: 0, until: 3, topic, when };
+        store.request_replay(&replay).unwrap();
+        assert_eq!(next_sent(&mut delivery).await, ["one", "two", "three"]);
+        delivery.outcome(Err(Failure::after(1, busy())));
+        assert!(delivery.flight.is_empty() && delivery.flight.request.is_none());
+        delivery.try_now(ASKED);
+        assert_eq!(next_sent(&mut delivery).await, ["two", "three"]);
+        delivery.outcome(Ok(2));
+        close(delivery, journal).await;
+        assert!(store.replays().unwrap().is_empty());
     }
 
     fn queue(delivery: &Delivery) -> Vec<RequestId> {
@@ -428,6 +579,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_gone_of_a_backlog_is_lost_and_of_a_replay_that_was_asked_for_it_is_not() {
+        let journal = Journal::in_memory(20_000);
+        let config: SinkConfig = serde_json::from_value(json!({ "type": "stdout" })).unwrap();
+        let route = Route::new("out", &config, sink::kind(&config.kind).unwrap()).unwrap();
+        let (sink, status) = (Box::new(Reporting::default()), Arc::new(Status::default()));
+        let own_journal = journal.clone();
+        let mut delivery =
+            Delivery::new("out", &config, sink, route, own_journal, Arc::clone(&status)).unwrap();
+        status.sink("out", |row| row.state = "up");
+        let event = || own("t", &"".into(), &"".into(), &json!({}), clock::now());
+        journal.append(&mut (0..500).map(|_| event()).collect());
+        delivery.reader.cursor = 500;
+        let gone = journal.figures().oldest - 1;
+        let lost = || status.read(|now| now.sinks["out"].lost);
+        for (at, expected) in [(7, 0), (0, gone)] {
+            let (sink, topic, when) = ("out".to_owned(), None, None);
+            let replay = Replay { number: 1, at, sink, position: 0, until: 500, topic, when };
+            delivery.replay(&replay).await;
+            assert_eq!(lost(), expected);
+        }
+        let reports = journal.read(500, 600, 10, 1 << 20).await.unwrap().records;
+        assert_eq!(reports.len(), 1, "one gap");
+        let report: serde_json::Value = serde_json::from_slice(reports[0].event.data()).unwrap();
+        assert_eq!((&report["sink"], &report["count"]), (&json!("out"), &json!(gone)));
+    }
+
+    #[tokio::test]
     async fn a_replayed_event_that_was_rejected_is_tried_again_under_a_name_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let (mut delivery, journal) = delivery(dir.path());
@@ -439,5 +617,29 @@ mod tests {
         let name = delivery.flight.events.back().unwrap().record.replay.clone();
         assert_eq!(name.as_deref(), Some("letter-9-3"));
         close(delivery, journal).await;
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_that_is_older_than_max_age_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = json!({ "type": "stdout", "start": "earliest", "max_age": "30s" });
+        let config: SinkConfig = serde_json::from_value(config).unwrap();
+        let store = || Store::open_reader(dir.path()).unwrap();
+        let (delivery, journal) = delivery_as(dir.path(), &config);
+        let event = own("relay.gap", &"".into(), &"".into(), &json!({}), 1);
+        journal.dead_letter("out", &Arc::new(Record::new(1, event)), "too large");
+        close(delivery, journal).await;
+
+        let letter = store().dead_letters(None).unwrap().pop().unwrap();
+        let waited = Waited::already(Duration::from_hours(1));
+        let record = Arc::new(Record { waited, ..Record::clone(&letter.record) });
+        let (mut delivery, journal) = delivery_as(dir.path(), &config);
+        delivery.try_again(&DeadLetter { record, ..letter });
+        let expire: Vec<_> = delivery.flight.events.iter().map(|event| event.expires_in).collect();
+        assert_eq!(expire, [None], "it goes out");
+        delivery.flight.handed = 1;
+        delivery.outcome(Ok(1));
+        close(delivery, journal).await;
+        assert_eq!(store().dead_letters(None).unwrap().len(), 0);
     }
 }

@@ -175,12 +175,21 @@ impl Route {
 
     /// Decides on an event, and renders it.
     pub fn render(&mut self, record: &Arc<Record>) -> Rendered {
+        self.render_within(self.max_age, record)
+    }
+
+    /// The same of an event that somebody asks for: it is never too old, and does not expire.
+    pub fn render_of_any_age(&mut self, record: &Arc<Record>) -> Rendered {
+        self.render_within(None, record)
+    }
+
+    fn render_within(&mut self, max_age: Option<Duration>, record: &Arc<Record>) -> Rendered {
         let event = &record.event;
         let Decision { wanted, address } = self.decide(event);
         if !wanted {
             return Rendered::Skipped(Skip::Place);
         }
-        let expires_in = match self.max_age {
+        let expires_in = match max_age {
             None => None,
             Some(max_age) => match max_age.checked_sub(age(record)) {
                 None => return Rendered::Skipped(Skip::Age),

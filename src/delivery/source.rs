@@ -43,6 +43,10 @@ pub trait Source: Send + Sync {
     fn unreported(&self, lost: u64) -> u64 {
         lost
     }
+    /// The same of a replay that nobody asked for, of this number, and events before `before`.
+    fn unreported_of_backlog(&self, _number: i64, _before: Seq, lost: u64) -> u64 {
+        lost
+    }
     /// Why events are missing, for people.
     fn lost_cause(&self) -> &'static str {
         LOST
@@ -81,7 +85,7 @@ pub trait Source: Send + Sync {
 }
 
 /// Why events of the journal are lost.
-pub(super) const LOST: &str = "the journal no longer holds them";
+pub(crate) const LOST: &str = "the journal no longer holds them";
 
 /// The element under which [`Source::keep_accepted_behind`] keeps them in the journal.
 const ACCEPTED: &str = "events";
@@ -151,6 +155,10 @@ impl Source for JournalSource {
 
     fn unreported(&self, _lost: u64) -> u64 {
         self.unreported.swap(0, Ordering::Relaxed)
+    }
+
+    fn unreported_of_backlog(&self, number: i64, before: Seq, lost: u64) -> u64 {
+        self.journal.take_lost_of_backlog(number, before, lost)
     }
 
     fn may_send(&self) -> bool {

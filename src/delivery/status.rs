@@ -3,13 +3,14 @@
 //! Deliveries write the rows of their sinks; every other task is here only while it does not work. Status
 //! page, health and metrics read it. A sink that waits may be asked here to try now.
 
-use std::{collections::BTreeMap, fmt, sync::Mutex};
+use std::{collections::BTreeMap, fmt, sync::Mutex, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::FAILED;
 use crate::base::{
-    clock::{self, UnixMillis},
+    clock::{self, Moment, UnixMillis},
     sync::lock,
     text::{counted, excerpt},
 };
@@ -63,6 +64,9 @@ pub struct Sink {
     pub lost: u64,
     /// When the latest of them was found to be.
     pub lost_at: Option<UnixMillis>,
+    /// The same, to measure by.
+    #[serde(skip)]
+    pub(crate) lost_moment: Option<Moment>,
     /// Why that one is.
     #[serde(skip)]
     pub lost_cause: &'static str,
@@ -89,6 +93,9 @@ pub struct Sink {
     pub condition_error: Option<String>,
     /// When that was.
     pub condition_error_at: Option<UnixMillis>,
+    /// The same, to measure by.
+    #[serde(skip)]
+    pub(crate) condition_error_moment: Option<Moment>,
     /// The latest events that its destination has accepted, and passed on to nobody.
     pub unheard_in_a_row: u64,
     /// What an operator should know of its destination.
@@ -117,10 +124,13 @@ pub enum Reason<'a> {
 }
 
 /// A condition that has failed is a reason for so long after the last time.
-const CONDITION: u64 = 60 * 60 * 1000;
+const CONDITION: Duration = Duration::from_hours(1);
 
 /// Lost events are a reason for so long after the latest of them.
-const LOST: u64 = 60 * 60 * 1000;
+const LOST: Duration = Duration::from_hours(1);
+
+/// A destination that asks for patience takes no events when it has accepted none for so long.
+const BUSY: u64 = 60 * 1000;
 
 /// So many events that were considered, and none let through, are worth a word.
 const UNMATCHED: u64 = 20;
@@ -162,10 +172,23 @@ impl fmt::Display for Reason<'_> {
 }
 
 impl Sink {
+    /// Whether its destination takes events. One that asks for patience does, as long as it has accepted
+    /// one lately or has only begun to ask.
+    pub fn delivers(&self) -> bool {
+        match self.state {
+            "up" => true,
+            "busy" => {
+                let lately = self.since.max(self.last_delivered.unwrap_or(0));
+                self.unanswered_since.is_none() && lately.saturating_add(BUSY) > clock::now()
+            }
+            _ => false,
+        }
+    }
+
     /// What is wrong with its events, whatever its connection is like.
     fn about_events<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Reason<'a>> {
-        let lost = self.lost_at.is_some_and(|at| at + LOST > clock::now());
-        let fails = self.condition_error_at.is_some_and(|at| at + CONDITION > clock::now());
+        let lost = self.lost_moment.is_some_and(|at| at.elapsed() < LOST);
+        let fails = self.condition_error_moment.is_some_and(|at| at.elapsed() < CONDITION);
         let unmatched = self.matched == 0 && self.considered >= UNMATCHED && !fails;
         // In another state, that is the reason.
         let unanswered = self.state == "up" && self.unanswered_since.is_some();
@@ -181,13 +204,27 @@ impl Sink {
 
     fn loses(&mut self, count: u64, cause: &'static str) {
         self.lost += count;
-        (self.lost_at, self.lost_cause) = (Some(clock::now()), cause);
+        (self.lost_at, self.lost_moment) = (Some(clock::now()), Some(Moment::now()));
+        self.lost_cause = cause;
     }
 
-    /// Forgets what was found out with the configuration and the connection before.
+    /// Its condition could not be evaluated on so many events.
+    pub(super) fn condition_fails(&mut self, events: u64, error: Option<String>) {
+        self.condition_errors += events;
+        self.condition_error = error;
+        self.condition_error_at = Some(clock::now());
+        self.condition_error_moment = Some(Moment::now());
+    }
+
+    /// Forgets what was found out with the configuration and the connection before. Why the task has
+    /// failed stays.
     pub(super) fn forget_findings(&mut self) {
         (self.considered, self.matched, self.condition_errors) = (0, 0, 0);
         (self.condition_error, self.condition_error_at) = (None, None);
+        self.condition_error_moment = None;
+        if self.state != FAILED {
+            (self.last_error, self.last_error_at) = (None, None);
+        }
         (self.unheard_in_a_row, self.rejected_in_a_row) = (0, 0);
         (self.next_attempt, self.unanswered_since) = (None, None);
         self.remarks.clear();
@@ -348,10 +385,29 @@ mod tests {
         status.lost("home", 3, "the journal no longer holds them");
         let reasons = status.snapshot().reasons();
         assert_eq!(reasons, ["sink home: 3 events lost, the journal no longer holds them"]);
-        status.sink("home", |row| row.lost_at = Some(clock::now() - LOST));
+        // As after the wall clock was set forward.
+        status.sink("home", |row| row.lost_at = Some(1));
+        assert_eq!(status.snapshot().reasons().len(), 1);
+        status.sink("home", |row| row.lost_moment = Some(Moment::now().before(LOST)));
         assert!(status.snapshot().reasons().is_empty());
         status.lost("removed", 1, "the journal no longer holds them");
         assert!(!status.snapshot().sinks.contains_key("removed"));
+    }
+
+    #[test]
+    fn a_condition_that_fails_is_a_reason_for_an_hour_whatever_the_wall_clock_shows() {
+        let status = Status::default();
+        status.sink("home", |row| {
+            row.state = "up";
+            row.condition_fails(3, Some("no such field".to_owned()));
+            // As after the wall clock was set forward.
+            row.condition_error_at = Some(1);
+        });
+        let reason = "sink home: its condition (`when`) failed on 3 events, no such field";
+        assert_eq!(status.snapshot().reasons(), [reason]);
+        let hour_ago = Some(Moment::now().before(CONDITION));
+        status.sink("home", |row| row.condition_error_moment = hour_ago);
+        assert!(status.snapshot().reasons().is_empty());
     }
 
     /// Nobody else knows of it, also where another member drives the sink next.

@@ -74,7 +74,12 @@ impl Suspicion {
         suspect.alone = suspect.alone.saturating_add(1);
         let blame = Blame { times: suspect.alone, over: suspect.since.elapsed() };
         let enough = blame.times >= CLOSES && blame.over >= OVER;
-        (enough && self.blamed < IN_A_ROW).then_some(blame)
+        (enough && self.may_blame()).then_some(blame)
+    }
+
+    /// Whether an event may be to blame: not when as many were before it.
+    pub(super) fn may_blame(&self) -> bool {
+        self.blamed < IN_A_ROW
     }
 
     /// Whether this event is to be sent alone.

@@ -122,7 +122,6 @@ impl Maker {
             row.kind.clone_from(&self.config.kind);
             row.state = STANDBY;
             row.since = clock::now();
-            row.last_error = None;
             row.forget_findings();
         });
         metrics::sink_stands_by(&self.name);

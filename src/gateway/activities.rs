@@ -38,7 +38,7 @@ pub(super) struct Activities {
     /// When the last of them was.
     fetched_at: Option<Instant>,
     order: VecDeque<u64>,
-    /// By a digest of channel and id: the digest of its key, where it came from the history.
+    /// By a digest of topic and id: the digest of its key, where it came from the history.
     fetched: HashMap<u64, Option<u64>, FixedState>,
 }
 
@@ -114,12 +114,13 @@ impl Activities {
     }
 }
 
-/// What an activity is known by: its id, in its channel and topic. `None`: it is none.
+/// What an activity is known by: its id, in its topic. The channel does not count: the id is the vendor's, and a
+/// live message may belong to no channel where the item of the history does. `None`: it is none.
 fn activity_of(event: &Event) -> Option<u64> {
     let topic = &*event.place.topic;
     History::of(topic)?;
     let id = key::own_id(topic, event.data())?;
-    Some(digest(&event.place.channel, &format!("{topic} {id}")))
+    Some(digest(topic, &id))
 }
 
 #[cfg(test)]

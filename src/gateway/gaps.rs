@@ -9,18 +9,21 @@
 //! when it is confirmed later, that is a gap of its own.
 //!
 //! What is missing outlives a gateway that fails; over a restart the journal remembers its beginning.
+//!
+//! In a cluster another member may have received what this one has not: then a gap is counted, logged and listed
+//! only where it is known that no other has, see `Table::count_gap`.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     astro::{rest::History, session::Subscription},
     base::{
         clock::{self, Moment, UnixMillis},
-        event::{self, Event},
+        event::{self, Event, Origin},
         json,
         metrics::{self, GAP_SECONDS, GAPS},
         text::{EXCERPT, excerpt},
@@ -29,6 +32,9 @@ use crate::{
 
 /// Our clock is wrong where it differs by more from the gateway's.
 const CLOCK_IS_WRONG: Duration = Duration::from_mins(1);
+
+/// The field of a report that tells what became of a gap. One that has it is no gap of its own.
+const RECOVERY: &str = "recovery";
 
 /// That the relay did not run.
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +113,58 @@ pub struct Gap {
     pub cause: String,
 }
 
+impl Gap {
+    /// Reads the `relay.gap` that [`Gaps::close`] made; `None`: it reports something else.
+    pub(super) fn read(report: &Event) -> Option<Self> {
+        let channel = &report.place.channel;
+        // Without a channel it is a sink's own loss.
+        if channel.is_empty() || report.origin != Origin::Live {
+            return None;
+        }
+        let data = json::value(report.data())?;
+        if data.get(RECOVERY).is_some() {
+            return None;
+        }
+        let time = |name: &str| clock::parse_rfc3339(data.get(name)?.as_str()?);
+        let (from, to) = (time("from")?, time("to")?);
+        let cause = data.get("cause")?.as_str()?.to_owned();
+        Some(Self { channel: channel.to_string(), from, to, cause })
+    }
+
+    fn time(&self) -> Duration {
+        Duration::from_millis(self.to.saturating_sub(self.from))
+    }
+
+    /// How much of it is in another one too.
+    pub(super) fn overlap(&self, other: &Self) -> Duration {
+        let (from, to) = (self.from.max(other.from), self.to.min(other.to));
+        Duration::from_millis(to.saturating_sub(from))
+    }
+
+    /// Counts and logs it; `counted`: so much of its length was counted before.
+    pub(super) fn count(&self, counted: Duration) {
+        let Self { channel, cause, .. } = self;
+        let seconds = self.time().as_secs_f64();
+        warn!(%channel, seconds, cause, "events may have been missed");
+        metrics::add_for(GAPS, "channel", channel, 1);
+        // A gap that was there counts, however short.
+        let fresh = clock::millis_of(self.time().saturating_sub(counted)).div_ceil(1000);
+        metrics::add_for(GAP_SECONDS, "channel", channel, fresh);
+    }
+
+    /// Logs it where another member of the cluster may have had the channel.
+    pub(super) fn log_interruption(&self) {
+        let Self { channel, cause, .. } = self;
+        let seconds = self.time().as_secs_f64();
+        info!(
+            %channel,
+            seconds,
+            cause,
+            "this member was without the channel; the others are asked whether they had it"
+        );
+    }
+}
+
 /// What a channel is missing now.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunningGap {
@@ -122,6 +180,7 @@ pub struct RunningGap {
 struct Outage {
     since: Since,
     cause: String,
+    /// The canonical room where it is known, or else the configured one.
     room: Arc<str>,
     /// So much of its length was reported, and counted, before.
     reported: Duration,
@@ -145,12 +204,20 @@ enum RecoveryState {
 pub(super) struct Over(Arc<str>, Outage);
 
 impl Over {
-    /// The room of its channel, where that was not known when it began.
+    /// So much of its length was counted before.
+    pub(super) fn counted(&self) -> Duration {
+        self.1.reported
+    }
+
+    /// The canonical room of its channel, where that was not known when it began.
     pub(super) fn learn_room<'r>(&mut self, known: impl Fn(&Subscription) -> Option<&'r Arc<str>>) {
         let Self(_, outage) = self;
-        if outage.room.is_empty()
-            && let Some(room) = outage.subscriptions.keys().find_map(|one| known(one))
-        {
+        if !outage.room.is_empty() && !outage.is_configured(&outage.room) {
+            return;
+        }
+        // One that is not confirmed has its configured room still.
+        let mut rooms = outage.subscriptions.keys().filter_map(|one| known(one));
+        if let Some(room) = rooms.find(|room| !outage.is_configured(room)) {
             outage.room = Arc::clone(room);
         }
     }
@@ -159,6 +226,11 @@ impl Over {
 impl Outage {
     fn is_over(&self) -> bool {
         self.subscriptions.values().all(|state| *state != RecoveryState::Missing)
+    }
+
+    /// Whether this room is one that was asked for. The canonical one may be another.
+    fn is_configured(&self, room: &str) -> bool {
+        self.subscriptions.keys().any(|one| one.room.as_deref() == Some(room))
     }
 
     /// The same for some of its subscriptions.
@@ -176,7 +248,7 @@ impl Outage {
             .map(|(subscription, state)| {
                 json!({
                     "topic": &*subscription.topic,
-                    "room": subscription.room.as_deref().unwrap_or(&self.room),
+                    "room": &*self.room,
                     "restored": *state == RecoveryState::Restored,
                     "history": History::of(&subscription.topic).is_some(),
                 })
@@ -368,20 +440,14 @@ impl Gaps {
         self.open.values().map(|outage| outage.since.time()).max()
     }
 
-    /// Measures a gap that is over now: what the status page shows of it, and its event.
+    /// Measures a gap that is over now. Answers it, and its event.
     pub(super) fn close(&self, Over(channel, outage): &Over) -> (Gap, Event) {
         let server =
             self.server.map(|(said, at)| said.saturating_add(clock::millis_of(at.elapsed())));
         let now = clock::now();
         let bounds = bounds(outage.since, now, server, self.server_before);
-        let (seconds, cause) = (bounds.seconds(), outage.cause.clone());
-        warn!(%channel, seconds, cause, "events may have been missed");
-        metrics::add_for(GAPS, "channel", channel, 1);
-        // A gap that was there counts, however short.
-        let fresh = (seconds - outage.reported.as_secs_f64()).ceil();
-        let whole = Duration::try_from_secs_f64(fresh).unwrap_or_default().as_secs();
-        metrics::add_for(GAP_SECONDS, "channel", channel, whole);
         let data = outage.report(channel, &bounds, server.map(|server| ahead(now, server)));
+        let cause = outage.cause.clone();
         let gap = Gap { channel: channel.to_string(), from: bounds.from, to: bounds.to, cause };
         (gap, event::own("relay.gap", channel, &outage.room, &data, clock::now()))
     }
@@ -453,6 +519,7 @@ fn ahead(one: UnixMillis, other: UnixMillis) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TokenType;
 
     const HOUR: UnixMillis = 3_600_000;
     const NOON: UnixMillis = 1_800_000_000_000;
@@ -512,6 +579,44 @@ mod tests {
             assert_eq!(found, Bounds { from: *from, to: *to, clock: *clock }, "{case}");
             let nothing_heard = bounds(Since::Before(*alive), *now, *server, None);
             assert!(nothing_heard.from <= nothing_heard.to, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_gap_is_reported_with_the_canonical_room_whatever_is_configured() {
+        let named = |topic: &str| {
+            let (channel, topic, room) = ("main".into(), topic.into(), Some("name".into()));
+            Arc::new(Subscription {
+                channel,
+                topic,
+                room,
+                token_type: TokenType::Jwt,
+                token_room: None,
+            })
+        };
+        let [tips, chat] = ["channel.tips", "channel.chat.message"].map(named);
+        let (canonical, configured): (Arc<str>, Arc<str>) = ("canonical".into(), "name".into());
+        // When it began, of the tips at its end, and as it is reported. Of the chat nothing more is known.
+        for (at_begin, at_end, reported) in [
+            (Some(&canonical), &configured, "canonical"),
+            (None, &canonical, "canonical"),
+            (Some(&configured), &canonical, "canonical"),
+            (None, &configured, "name"),
+        ] {
+            let mut gaps = Gaps::default();
+            for one in [&chat, &tips] {
+                gaps.add(one, at_begin.cloned(), Since::now(), "connection lost");
+            }
+            assert!(gaps.answered(&chat, true).is_empty());
+            let mut over = gaps.answered(&tips, true);
+            let is_tips = |one: &Subscription| &*one.topic == "channel.tips";
+            over[0].learn_room(|one| Some(if is_tips(one) { at_end } else { &configured }));
+            let (_, report) = gaps.close(&over[0]);
+            assert_eq!(&*report.place.room, reported);
+            let data = json::value(report.data()).unwrap();
+            for subscription in data["subscriptions"].as_array().unwrap() {
+                assert_eq!(subscription["room"], reported, "{data}");
+            }
         }
     }
 

@@ -138,10 +138,20 @@ mod tests {
         assert!(!live(&intake, event("b", Origin::Live)), "the history had it");
         assert!(live(&intake, event("b", Origin::Live)), "and this is news");
         assert_eq!(append(&fetch, &["b", "c"]), 0);
-        let elsewhere = Event { place: Place::of(TOPIC, "r", "other"), ..event("c", Origin::Live) };
-        assert!(live(&intake, elsewhere));
         let tip = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "c"}), 1);
         assert!(live(&intake, tip), "another topic");
+    }
+
+    #[test]
+    fn an_activity_that_came_without_a_channel_is_known_in_the_history() {
+        let intake = intake();
+        let fetch = intake.fetch();
+        let nowhere =
+            |id: &str| Event { place: Place::of(TOPIC, "", ""), ..event(id, Origin::Live) };
+        assert!(live(&intake, nowhere("a")));
+        fetch.recall(&nowhere("b"));
+        assert_eq!(append(&fetch, &["a", "b", "c"]), 1);
+        assert!(!live(&intake, nowhere("c")), "the history had it");
     }
 
     #[test]

@@ -32,7 +32,7 @@ use self::{
 use super::{hub::Hub, table::Phase};
 use crate::{
     astro::session::{
-        Effects, Ended, Session, Subscription, SubscriptionState, Unreadable, Wanted,
+        Effects, Ended, NamedRooms, Session, Subscription, SubscriptionState, Unreadable, Wanted,
     },
     base::{
         clock,
@@ -56,6 +56,7 @@ pub(super) struct Link {
     policy: ReconnectPolicy,
     /// Of the connection before.
     unreadable: Unreadable,
+    named_rooms: NamedRooms,
 }
 
 /// An open connection, and the one that takes over while it moves.
@@ -135,7 +136,8 @@ impl Link {
         stop: CancellationToken,
     ) -> Self {
         let policy = ReconnectPolicy::new(hub.config.backoff_max.0);
-        Self { number, hub, wants, stop, policy, unreadable: Unreadable::default() }
+        let (unreadable, named_rooms) = (Unreadable::default(), NamedRooms::new());
+        Self { number, hub, wants, stop, policy, unreadable, named_rooms }
     }
 
     /// Keeps a connection until it is stopped, or nothing is wanted on it.
@@ -178,6 +180,7 @@ impl Link {
                     let config = Arc::clone(&self.hub.config);
                     let mut session = Session::new(number, wanted, config, Instant::now());
                     session.continue_unreadable(std::mem::take(&mut self.unreadable));
+                    session.continue_rooms(&self.named_rooms);
                     return Some(Connection::new(self.number, socket, session));
                 }
                 Err(error) => error,
@@ -243,7 +246,9 @@ impl Link {
                 _ = reread.tick() => {
                     hub.append(&mut open.left_behind);
                     hub.table.count_messages(&open.current.session.take_message_counts());
-                    hub.table.unreadable(self.number, open.current.session.unreadable(Instant::now()));
+                    let (session, now) = (&open.current.session, Instant::now());
+                    let (unreadable, unplaced) = (session.unreadable(now), session.unplaced(now));
+                    hub.table.problems(self.number, unreadable, unplaced);
                     self.reread_tokens(&mut open);
                     // Not for the moment that a move takes.
                     if let Some(lost) = open.lost.as_ref().filter(|lost| lost.at.elapsed() >= REREAD) {
@@ -358,9 +363,11 @@ impl Link {
         let wait = self.policy.wait(now);
         self.policy.attempted(now);
         warn!(why, ?wait, "the next connection could not be opened; trying again");
-        open.handover = Some(match token {
-            Some(token) => self.handover(token, open, wait),
-            None => Handover::plain(self.number, &self.hub, self.wants.borrow().clone(), wait),
+        open.handover = Some(if let Some(token) = token {
+            self.handover(token, open, wait)
+        } else {
+            let named = open.current.session.named_rooms();
+            Handover::plain(self.number, &self.hub, self.wants.borrow().clone(), named, wait)
         });
         None
     }
@@ -491,6 +498,7 @@ impl Link {
         warn!(cause, "the connection to the gateway was lost");
         self.hub.lost(self.number, cause);
         self.unreadable = open.current.session.take_unreadable();
+        self.named_rooms = open.current.session.named_rooms();
         self.policy.ended(open.current.session.proven(now), now - open.opened);
         self.phase(Phase::Waiting, Some(cause));
         After::Lost

@@ -7,15 +7,17 @@
 //! Pool and links write it. Status page, health, the keeper of sessions, commands and metrics read it, and
 //! may wait for a change. It decides nothing.
 
+mod rows;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use serde::Serialize;
 use tokio::sync::watch;
 
+pub use self::rows::{ConnectionRow, Phase, Slot, SubscriptionRow};
 use super::gaps::{Away, Gap, Gaps, Over, RunningGap, Since};
 use crate::{
     astro::session::{Subscription, SubscriptionState, Update},
@@ -34,6 +36,9 @@ const GAPS: usize = 100;
 /// Bytes of a text that a server may have written.
 const TEXT: usize = 1000;
 
+/// Why something is missing that this relay could not receive before its start.
+const AWAY: &str = "the relay did not run";
+
 #[derive(Debug, Default)]
 pub struct Table {
     inner: Mutex<Inner>,
@@ -47,6 +52,8 @@ pub struct Table {
 struct Inner {
     state: State,
     missing: Gaps,
+    /// Another member of a cluster may have received what is missing here.
+    in_cluster: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -59,111 +66,6 @@ pub struct State {
     pub outages: Vec<RunningGap>,
     pub gap_count: u64,
     pub last_event: Option<UnixMillis>,
-}
-
-/// A connection, or the attempt to have one.
-#[derive(Debug, Clone, Default)]
-pub struct ConnectionRow {
-    pub phase: Phase,
-    pub since: UnixMillis,
-    /// Since when it has not been open; `None` while it is.
-    pub down_since: Option<UnixMillis>,
-    /// Attempts since it last worked; none while it is open.
-    pub attempts: u32,
-    /// While it waits: when it is opened again.
-    pub next_attempt: Option<UnixMillis>,
-    /// Why it ended, or could not be opened, the last time.
-    pub last_error: Option<String>,
-    /// When that was.
-    pub last_error_at: Option<UnixMillis>,
-    pub last_frame: Option<Moment>,
-    /// Why some of what comes cannot be relayed.
-    pub unreadable: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    #[default]
-    Dialing,
-    /// Waiting to be opened again.
-    Waiting,
-    Open,
-    /// Open, and the connection that takes over is being opened.
-    Moving,
-}
-
-impl Phase {
-    /// Whether messages come.
-    pub fn is_open(self) -> bool {
-        matches!(self, Self::Open | Self::Moving)
-    }
-}
-
-#[derive(Debug, Clone)]
-pub struct SubscriptionRow {
-    pub wanted_since: UnixMillis,
-    pub slot: Slot,
-    pub state: SubscriptionState,
-    pub confirmed_at: Option<UnixMillis>,
-    /// Messages since then, as of a few seconds ago.
-    pub messages: u64,
-    /// It was asked for several times on its connection and never answered.
-    is_unanswered: bool,
-    /// Its position in the configuration.
-    order: usize,
-}
-
-/// Where a subscription is placed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Slot {
-    Unassigned,
-    On(u64),
-    /// On a connection that would not take it: it needs another.
-    Overflow(u64),
-    /// No connection has room for it.
-    LeftOut,
-}
-
-impl Slot {
-    pub fn connection(self) -> Option<u64> {
-        match self {
-            Self::On(number) | Self::Overflow(number) => Some(number),
-            Self::Unassigned | Self::LeftOut => None,
-        }
-    }
-}
-
-impl SubscriptionRow {
-    pub fn new(order: usize) -> Self {
-        Self {
-            wanted_since: clock::now(),
-            slot: Slot::Unassigned,
-            state: SubscriptionState::Waiting,
-            confirmed_at: None,
-            messages: 0,
-            is_unanswered: false,
-            order,
-        }
-    }
-
-    /// Whether an answer is still to come, or another one in a moment.
-    pub fn is_waited_for(&self) -> bool {
-        self.slot != Slot::LeftOut && self.state.is_waited_for() && !self.is_unanswered
-    }
-
-    /// It will be asked for on another connection.
-    fn start_over(&mut self, slot: Slot) {
-        (self.slot, self.state, self.is_unanswered) = (slot, SubscriptionState::Waiting, false);
-    }
-
-    /// Its room: the canonical one where the gateway has named it.
-    pub fn room<'a>(&'a self, subscription: &'a Subscription) -> Option<&'a Arc<str>> {
-        match &self.state {
-            SubscriptionState::Confirmed(Some(canonical)) => Some(canonical),
-            _ => subscription.room.as_ref(),
-        }
-    }
 }
 
 impl State {
@@ -206,7 +108,7 @@ impl Inner {
         }
     }
 
-    /// Closes gaps: remembers them, and answers their reports.
+    /// Closes gaps: counts and remembers them, and answers their reports.
     fn close(&mut self, over: Vec<Over>) -> Vec<Event> {
         let mut reports = Vec::new();
         for mut over in over {
@@ -215,16 +117,38 @@ impl Inner {
                 let (subscription, row) = rows.get_key_value(one)?;
                 row.room(subscription)
             });
-            let (mut gap, report) = self.missing.close(&over);
-            gap.cause = excerpt(&gap.cause, TEXT);
-            self.state.gap_count += 1;
-            if self.state.gaps.len() >= GAPS {
-                self.state.gaps.pop_front();
+            let (gap, report) = self.missing.close(&over);
+            if self.in_cluster {
+                gap.log_interruption();
+            } else {
+                gap.count(over.counted());
+                self.remember(gap);
             }
-            self.state.gaps.push_back(gap);
             reports.push(report);
         }
         reports
+    }
+
+    fn remember(&mut self, mut gap: Gap) {
+        gap.cause = excerpt(&gap.cause, TEXT);
+        self.state.gap_count += 1;
+        if self.state.gaps.len() >= GAPS {
+            self.state.gaps.pop_front();
+        }
+        self.state.gaps.push_back(gap);
+    }
+
+    /// Counts and remembers a gap that was reported, unless it was counted already.
+    fn count_reported(&mut self, gap: Gap) {
+        let all = self.state.gaps.iter();
+        let known: Vec<_> = all.filter(|known| known.channel == gap.channel).collect();
+        if known.iter().any(|known| (known.from, known.to) == (gap.from, gap.to)) {
+            return;
+        }
+        // What was refused and is confirmed later is reported from the same beginning.
+        let counted = known.iter().map(|known| known.overlap(&gap)).max();
+        gap.count(counted.unwrap_or_default());
+        self.remember(gap);
     }
 }
 
@@ -260,6 +184,19 @@ impl Table {
     #[cfg(test)]
     pub(crate) fn replace(&self, state: State) {
         self.change(|inner| inner.state = state);
+    }
+
+    /// This relay is a member of a cluster: from now on a gap is counted, logged and listed only by
+    /// [`Table::count_gap`].
+    pub(crate) fn in_cluster(&self) {
+        lock(&self.inner).in_cluster = true;
+    }
+
+    /// No other member of the cluster has received what this `relay.gap` reports, and this one publishes it.
+    pub(crate) fn count_gap(&self, report: &Event) {
+        if let Some(gap) = Gap::read(report) {
+            self.change(|inner| inner.count_reported(gap));
+        }
     }
 
     /// These will be wanted: until the gateway asks for them, nobody is to take the relay for ready.
@@ -373,12 +310,18 @@ impl Table {
         });
     }
 
-    pub(super) fn unreadable(&self, number: u64, why: Option<String>) {
-        if self
-            .read(|state| state.connections.get(&number).is_some_and(|row| row.unreadable != why))
-        {
+    /// What is wrong with what comes on a connection.
+    pub(super) fn problems(
+        &self,
+        number: u64,
+        unreadable: Option<String>,
+        unplaced: Vec<Arc<str>>,
+    ) {
+        let is_new = |row: &ConnectionRow| row.unreadable != unreadable || row.unplaced != unplaced;
+        if self.read(|state| state.connections.get(&number).is_some_and(is_new)) {
             self.change(|inner| {
-                inner.state.connections.entry(number).or_default().unreadable = why;
+                let row = inner.state.connections.entry(number).or_default();
+                (row.unreadable, row.unplaced) = (unreadable, unplaced);
             });
         }
     }
@@ -470,9 +413,27 @@ impl Table {
         at: Moment,
         cause: &str,
     ) -> Vec<Event> {
+        self.were_missing(subscriptions, Since::moment(at), cause)
+    }
+
+    /// The same where only now it is known that this relay did not run before its start.
+    pub(super) fn was_away_before(
+        &self,
+        subscriptions: &[&Arc<Subscription>],
+        away: Away,
+    ) -> Vec<Event> {
+        self.were_missing(subscriptions, away.since(), AWAY)
+    }
+
+    fn were_missing(
+        &self,
+        subscriptions: &[&Arc<Subscription>],
+        since: Since,
+        cause: &str,
+    ) -> Vec<Event> {
         self.change(|inner| {
             for subscription in subscriptions {
-                inner.missing.add(subscription, None, Since::moment(at), cause);
+                inner.missing.add(subscription, None, since, cause);
             }
             let rows = &inner.state.subscriptions;
             let mut over = Vec::new();
@@ -490,8 +451,7 @@ impl Table {
 
     /// This is wanted now, and this relay did not run before.
     pub(crate) fn was_away(&self, subscription: &Arc<Subscription>, away: Away) {
-        let cause = "the relay did not run";
-        self.change(|inner| inner.missing.add(subscription, None, away.since(), cause));
+        self.change(|inner| inner.missing.add(subscription, None, away.since(), AWAY));
     }
 
     /// Where there are connections, a gateway before this one has failed. What was on one of them is
@@ -530,7 +490,8 @@ impl Table {
     pub(crate) fn silence(&self, channel: &str, topics: &[String]) -> Option<Duration> {
         // Where its subscriptions begin: no topic is empty.
         let (label, topic) = (channel.into(), "".into());
-        let first = Subscription { channel: label, topic, room: None, token_type: TokenType::Jwt };
+        let (room, token_type, token_room) = (None, TokenType::Jwt, None);
+        let first = Subscription { channel: label, topic, room, token_type, token_room };
         let inner = lock(&self.inner);
         if inner.missing.is_missing(channel) {
             return None;
@@ -565,12 +526,12 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
     use serde_json::{Value, json};
-
     use tokio::time::Instant;
 
     use super::*;
-    use crate::astro::session::Refusal;
+    use crate::{astro::session::Refusal, base::event};
 
     #[test]
     fn what_is_expected_already_changes_nothing() {
@@ -602,7 +563,13 @@ mod tests {
 
     fn subscription(topic: &str) -> Arc<Subscription> {
         let (channel, topic) = ("main".into(), topic.into());
-        Arc::new(Subscription { channel, topic, room: None, token_type: TokenType::Jwt })
+        Arc::new(Subscription {
+            channel,
+            topic,
+            room: None,
+            token_type: TokenType::Jwt,
+            token_room: None,
+        })
     }
 
     #[test]
@@ -638,6 +605,25 @@ mod tests {
         assert_eq!(table.snapshot().outages.len(), 1);
     }
 
+    #[test]
+    fn a_downtime_that_is_found_late_is_a_gap_since_then() {
+        let [confirmed, waiting] = ["confirmed", "waiting"].map(subscription);
+        let table = on_a_connection(std::slice::from_ref(&confirmed));
+        assert!(set(&table, &confirmed, CONFIRMED).is_empty());
+        let away = Away { at: clock::now(), time: Some(Duration::from_mins(10)) };
+        let reports = table.was_away_before(&[&confirmed], away);
+        let data: Value = serde_json::from_slice(reports[0].data()).unwrap();
+        assert_eq!((reports.len(), &data["cause"]), (1, &json!(AWAY)));
+        let seconds = data["seconds"].as_f64().unwrap();
+        assert!((600.0..602.0).contains(&seconds), "{seconds}");
+        assert!(table.snapshot().outages.is_empty());
+
+        // What has yet to be answered ends it.
+        let table = on_a_connection(&[Arc::clone(&waiting)]);
+        assert!(table.was_away_before(&[&waiting], away).is_empty());
+        assert_eq!(set(&table, &waiting, CONFIRMED).len(), 1);
+    }
+
     /// Whether each topic of a gap was restored.
     fn restored(report: &Value) -> Value {
         let all = report["subscriptions"].as_array().unwrap().iter();
@@ -667,14 +653,20 @@ mod tests {
         state: SubscriptionState,
         is_unanswered: bool,
     ) -> Vec<Value> {
+        let reports = reports(table, subscription, state, is_unanswered);
+        reports.iter().map(|report| serde_json::from_slice(report.data()).unwrap()).collect()
+    }
+
+    fn reports(
+        table: &Table,
+        subscription: &Arc<Subscription>,
+        state: SubscriptionState,
+        is_unanswered: bool,
+    ) -> Vec<Event> {
         let subscription = Arc::clone(subscription);
         let update = Update { subscription, state, confirmed_at: None, is_unanswered };
         let mut reports = Vec::new();
-        table.update(1, &[update], |made| {
-            for report in made {
-                reports.push(serde_json::from_slice(report.data()).unwrap());
-            }
-        });
+        table.update(1, &[update], |made| reports.extend(made));
         reports
     }
 
@@ -688,6 +680,72 @@ mod tests {
     fn lose(table: &Table) {
         table.lost(1, "connection lost");
         table.phase(1, Phase::Waiting, 1, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_cluster_a_gap_is_counted_when_it_is_published_and_once() {
+        let tips = subscription("tips");
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let counted = |name: &str| {
+            let (text, name) = (recorder.handle().render(), format!("{name}{{channel=\"main\"}} "));
+            let count = text.lines().find_map(|line| line.strip_prefix(&*name));
+            count.map_or(0, |count| count.parse::<u64>().unwrap())
+        };
+        for in_cluster in [false, true] {
+            let table = on_a_connection(std::slice::from_ref(&tips));
+            if in_cluster {
+                table.in_cluster();
+            }
+            assert!(set(&table, &tips, CONFIRMED).is_empty());
+            lose(&table);
+            let gaps = || {
+                let listed = table.read(|state| (state.gap_count, state.gaps.len()));
+                (counted("astro_relay_gaps_total"), listed)
+            };
+            let before = gaps();
+            let confirm = || reports(&table, &tips, CONFIRMED, false);
+            let reports = metrics::with_local_recorder(&recorder, confirm);
+            assert_eq!(reports.len(), 1, "it is handed on either way");
+            let counted_once = (before.0 + 1, (1, 1));
+            assert_eq!(gaps(), if in_cluster { before } else { counted_once });
+            let count = |report: &Event| {
+                metrics::with_local_recorder(&recorder, || table.count_gap(report));
+            };
+            let place = &reports[0].place;
+            let mut data: Value = serde_json::from_slice(reports[0].data()).unwrap();
+            data["recovery"] = json!([]);
+            count(&event::own("relay.gap", &place.channel, &place.room, &data, 1));
+            count(&event::lost("rejected", "home", 1));
+            assert_eq!(gaps(), if in_cluster { before } else { counted_once }, "these are no gaps");
+            for _ in 0..2 {
+                count(&reports[0]);
+                assert_eq!(gaps(), counted_once);
+            }
+        }
+    }
+
+    #[test]
+    fn in_a_cluster_what_was_counted_of_a_gap_is_not_counted_again() {
+        let table = Table::default();
+        table.in_cluster();
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let report = |channel: &str, from: UnixMillis, to: UnixMillis| {
+            let (from, to) = (clock::rfc3339(from), clock::rfc3339(to));
+            let data = json!({"from": from, "to": to, "cause": "refused"});
+            event::own("relay.gap", &channel.into(), &"".into(), &data, 1)
+        };
+        metrics::with_local_recorder(&recorder, || {
+            table.count_gap(&report("main", 10_000, 30_000));
+            table.count_gap(&report("other", 10_000, 20_500));
+            table.count_gap(&report("main", 10_002, 70_000));
+            table.count_gap(&report("main", 90_000, 95_000));
+        });
+        let text = recorder.handle().render();
+        for (channel, seconds) in [("main", 65), ("other", 11)] {
+            let line =
+                format!("astro_relay_gap_seconds_total{{channel=\"{channel}\"}} {seconds}\n");
+            assert!(text.contains(&line), "{line}: {text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

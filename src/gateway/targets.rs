@@ -59,12 +59,15 @@ impl Targets {
             let label: Arc<str> = label.as_str().into();
             let room: Option<Arc<str>> = channel.room.as_deref().map(Into::into);
             let known_room = config.room_of(&label).map(Into::into);
+            let token_room = config.token_rooms.get(&*label);
+            let token_room: Option<Arc<str>> = token_room.map(|room| room.as_str().into());
             for topic in &channel.topics {
                 targets.subscriptions.push(Arc::new(Subscription {
                     channel: Arc::clone(&label),
                     topic: topic.as_str().into(),
                     room: room.clone(),
                     token_type: channel.token_type,
+                    token_room: token_room.clone(),
                 }));
             }
             let (token, token_type) = (channel.token.clone(), channel.token_type);

@@ -12,13 +12,14 @@ use axum::{
     response::Response,
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{State, dead_letters, json as answer, refused};
 use crate::{
     base::{
         clock::{self, UnixMillis},
         event::Seq,
+        json,
     },
     cluster::{ClusterError, shared::SharedRequests},
     config::SinkConfig,
@@ -140,7 +141,7 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
     };
     let (first, until) = match events.between(times).await {
         Ok(Some(range)) => range,
-        Ok(None) => return answer(StatusCode::OK, &json!({ "preview": Preview::default() })),
+        Ok(None) => return answer(StatusCode::OK, &asked.nothing()),
         Err(response) => return response,
     };
     if asked.preview {
@@ -239,13 +240,26 @@ impl Events {
 impl ReplayRequest {
     /// What is asked for, and how the sink renders it; or why it cannot be.
     fn times_and_route(&self, sink: &SinkConfig) -> Result<(Times, Route), (StatusCode, String)> {
+        let invalid = |why: &str| (StatusCode::BAD_REQUEST, why.to_owned());
         let times = self.times().ok_or_else(|| {
-            let why = "from and until: a time such as 2026-01-31T20:00:00Z, or an age such as 2h";
-            (StatusCode::BAD_REQUEST, why.to_owned())
+            invalid("from and until: a time such as 2026-01-31T20:00:00Z, or an age such as 2h")
         })?;
+        if times.1.is_some_and(|until| until < times.0) {
+            return Err(invalid("until is before from"));
+        }
         let opened = open_sink(&self.sink, sink, Purpose::Probe);
         let (_, route) = opened.map_err(|error| (StatusCode::CONFLICT, error.to_string()))?;
         Ok((times, route))
+    }
+
+    /// The answer where no event is of that time.
+    fn nothing(&self) -> Value {
+        let mut report = json!({ "first": null, "until": null });
+        if self.preview {
+            json::set(&mut report, "preview", json!(Preview::default()));
+            json::set(&mut report, "complete", true.into());
+        }
+        report
     }
 
     fn times(&self) -> Option<Times> {
@@ -264,19 +278,35 @@ mod tests {
 
     #[test]
     fn a_replay_that_cannot_be_says_why() {
-        let why = |kind: &str, from: &str| {
+        let why_of = |kind: &str, from: &str, until: &str| {
             let mut sink: SinkConfig = serde_json::from_value(json!({ "type": kind })).unwrap();
             sink.settings = json!({});
             let asked: ReplayRequest = parsed(
-                json!({ "sink": "home", "from": from, "until": "1m" }).to_string().as_bytes(),
+                json!({ "sink": "home", "from": from, "until": until }).to_string().as_bytes(),
             )
             .unwrap();
             asked.times_and_route(&sink).err().unwrap_or_default()
         };
+        let why = |kind: &str, from: &str| why_of(kind, from, "1m");
         assert_eq!(why("stdout", "2h"), Default::default());
         let (status, text) = why("stdout", "yesterday");
         assert!(status == StatusCode::BAD_REQUEST && text.starts_with("from and until"), "{text}");
         let (status, text) = why("fax", "2h");
         assert!(status == StatusCode::CONFLICT && text.contains("fax"), "{text}");
+        let (status, text) = why_of("stdout", "1m", "2h");
+        assert_eq!((status, &*text), (StatusCode::BAD_REQUEST, "until is before from"));
+    }
+
+    #[test]
+    fn a_replay_of_no_event_has_the_form_of_any_other() {
+        let nothing = |preview: bool| {
+            let asked = json!({ "sink": "home", "from": "2h", "preview": preview });
+            parsed::<ReplayRequest>(asked.to_string().as_bytes()).unwrap().nothing()
+        };
+        assert_eq!(nothing(false), json!({ "first": null, "until": null }));
+        let preview = json!({ "events": 0, "sent": {}, "skipped": {} });
+        let expected =
+            json!({ "first": null, "until": null, "preview": preview, "complete": true });
+        assert_eq!(nothing(true), expected);
     }
 }

@@ -11,7 +11,8 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::{State, json, refused};
 use crate::{
@@ -26,6 +27,9 @@ use crate::{
 
 /// Dead letters in one answer: what a page can show. The counts are in `/status`.
 const MOST: usize = 200;
+
+/// Bytes of an event that is shown whole; of a larger one, its size.
+const LARGEST_SHOWN: usize = 16 * 1024;
 
 /// Which are listed.
 #[derive(Debug, Deserialize)]
@@ -52,22 +56,23 @@ pub(super) async fn list(
         let which = shared::Which { sink: query.sink.as_deref(), numbers: None };
         let letters = async { cluster.shared()?.letters(which, MOST).await };
         return match letters.await {
-            Ok(letters) => listed(letters.iter().rev()),
+            Ok(letters) => json(StatusCode::OK, &listed(letters.into_iter().rev())),
             Err(error) => unavailable(&error),
         };
     }
     // The newest are those that somebody looks for.
-    let read = move |store: &Store| store.newest_dead_letters(query.sink.as_deref(), MOST);
+    let read = move |store: &Store| {
+        Ok(listed(store.newest_dead_letters(query.sink.as_deref(), MOST)?.into_iter()))
+    };
     match with_store(state.dir, read).await {
-        Ok(letters) => listed(letters.iter()),
+        Ok(letters) => json(StatusCode::OK, &letters),
         Err(response) => response,
     }
 }
 
-fn listed<'l>(letters: impl Iterator<Item = &'l DeadLetter>) -> Response {
+fn listed(letters: impl Iterator<Item = DeadLetter>) -> Vec<Shown> {
     let redactor = Redactor::personal();
-    let letters: Vec<_> = letters.map(|letter| shown(letter, &redactor)).collect();
-    json(StatusCode::OK, &letters)
+    letters.map(|letter| Shown::new(letter, &redactor)).collect()
 }
 
 /// What the cluster shares cannot be had.
@@ -75,19 +80,49 @@ pub(super) fn unavailable(error: &ClusterError) -> Response {
     refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
 
-fn shown(letter: &DeadLetter, redactor: &Redactor) -> serde_json::Value {
-    let event = &letter.record.event;
-    let line = letter.record.line(&redactor.message(event));
-    serde_json::json!({
-        "number": letter.number,
-        "sink": letter.sink,
-        "at": clock::rfc3339(letter.at),
-        "reason": letter.reason,
-        "retry": letter.retry,
-        "topic": &*event.place.topic,
-        // Broken JSON is shown as the text that it is.
-        "event": crate::base::json::value(line.as_bytes()).unwrap_or(serde_json::Value::String(line)),
-    })
+/// A dead letter as it is listed.
+#[derive(Serialize)]
+struct Shown {
+    number: i64,
+    sink: String,
+    at: String,
+    reason: String,
+    retry: bool,
+    topic: String,
+    event: Contents,
+}
+
+/// The event: a large one, and broken JSON, as a text.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Contents {
+    Json(Box<RawValue>),
+    Text(String),
+}
+
+impl Shown {
+    fn new(letter: DeadLetter, redactor: &Redactor) -> Self {
+        let event = &letter.record.event;
+        let size = event.message.len();
+        let contents = if size > LARGEST_SHOWN {
+            Contents::Text(format!(
+                "{size} bytes: `astro-relay dead-letters show {}` shows them",
+                letter.number
+            ))
+        } else {
+            let line = letter.record.line(&redactor.message(event));
+            RawValue::from_string(line.clone()).map_or(Contents::Text(line), Contents::Json)
+        };
+        Self {
+            number: letter.number,
+            at: clock::rfc3339(letter.at),
+            topic: event.place.topic.to_string(),
+            event: contents,
+            sink: letter.sink,
+            reason: letter.reason,
+            retry: letter.retry,
+        }
+    }
 }
 
 pub(super) async fn retry(Extract(state): Extract<State>, body: Bytes) -> Response {
@@ -143,8 +178,8 @@ pub(super) async fn with_store<T: Send + 'static>(
     work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Response> {
     let Some(dir) = dir else {
-        let why = "the journal is in memory only: dead letters are counted and not kept, and nothing can \
-                   be replayed";
+        let why =
+            "the journal is in memory only: what is rejected is lost, and nothing can be replayed";
         return Err(refused(StatusCode::CONFLICT, why));
     };
     let done = tokio::task::spawn_blocking(move || work(&Store::open_reader(&dir)?)).await;

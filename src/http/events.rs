@@ -45,6 +45,9 @@ const FOLLOW_BYTES: usize = 256 * 1024;
 /// Events of the past that a follower may ask for: what a page or a terminal can show.
 const MOST_PAST: u64 = 1000;
 
+/// Bytes of them, about. They are read before the first is sent.
+const MOST_PAST_BYTES: usize = 4 * 1024 * 1024;
+
 /// How far back the past is looked through for a topic: what is read within a moment.
 const SEARCHED: u64 = 10_000;
 
@@ -99,6 +102,7 @@ async fn newest(
     pattern: Option<&Pattern>,
 ) -> Result<VecDeque<Arc<Record>>, StoreError> {
     let mut found = VecDeque::new();
+    let mut bytes = 0;
     let back = if pattern.is_some() { SEARCHED } else { u64::try_from(most).unwrap_or(0) };
     let mut after = now.saturating_sub(if most == 0 { 0 } else { back });
     while after < now {
@@ -107,11 +111,15 @@ async fn newest(
             break;
         }
         after = batch.through;
-        let fits = |record: &Arc<Record>| {
-            pattern.is_none_or(|pattern| pattern.matches(&record.event.place.topic))
-        };
-        found.extend(batch.records.into_iter().filter(fits));
-        found.drain(..found.len().saturating_sub(most));
+        for record in batch.records {
+            if pattern.is_none_or(|pattern| pattern.matches(&record.event.place.topic)) {
+                bytes += record.event.weight();
+                found.push_back(record);
+            }
+            while found.len() > most || (bytes > MOST_PAST_BYTES && found.len() > 1) {
+                bytes -= found.pop_front().map_or(0, |oldest: Arc<Record>| oldest.event.weight());
+            }
+        }
     }
     Ok(found)
 }

@@ -6,7 +6,7 @@
 mod reason;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -61,6 +61,8 @@ pub struct RelayStatus {
     astro: String,
     /// Where dead letters are counted; none in a relay that has no journal yet.
     journal: Option<Journal>,
+    /// The sinks that had some when they were last counted for the metrics.
+    had_letters: Mutex<BTreeSet<String>>,
     memory: Memory,
 }
 
@@ -70,6 +72,8 @@ struct Configuration {
     reload: Option<Report>,
     /// What it lacks, so that nothing can be relayed.
     lacks: Vec<&'static str>,
+    /// Whether it has `http.admin_token`.
+    admin: bool,
 }
 
 impl RelayStatus {
@@ -84,12 +88,21 @@ impl RelayStatus {
         Self { journal: Some(journal), astro, ..self }
     }
 
-    /// These channels and sinks are configured.
-    pub fn configured<'a>(&self, channels: impl Iterator<Item = &'a String>, sinks: usize) {
+    /// These channels and sinks are configured; and `http.admin_token`, or not.
+    pub fn configured<'a>(
+        &self,
+        channels: impl Iterator<Item = &'a String>,
+        sinks: usize,
+        admin: bool,
+    ) {
         let channels = channels.map(|label| metrics::channel(label)).count();
         let lacks = [(channels, "no channel is configured"), (sinks, "no sink is configured")];
         let lacks = lacks.into_iter().filter(|(count, _)| *count == 0);
-        lock(&self.configuration).lacks = lacks.map(|(_, reason)| reason).collect();
+        {
+            let mut configuration = lock(&self.configuration);
+            configuration.lacks = lacks.map(|(_, reason)| reason).collect();
+            configuration.admin = admin;
+        }
         self.changes.send_modify(|count| *count += 1);
     }
 
@@ -130,6 +143,16 @@ impl RelayStatus {
         counts.unwrap_or_default().into_iter().collect()
     }
 
+    /// The same for the metrics: a sink whose letters are gone is 0 there, and not what it was.
+    pub(super) fn counted_letters(&self) -> BTreeMap<String, u64> {
+        let counts = self.dead_letter_counts();
+        let had = counts.keys().cloned().collect();
+        let before = std::mem::replace(&mut *lock(&self.had_letters), had);
+        let mut counted: BTreeMap<_, _> = before.into_iter().map(|sink| (sink, 0)).collect();
+        counted.extend(counts);
+        counted
+    }
+
     pub fn snapshot(&self) -> Snapshot {
         let sinks = self.sinks.snapshot();
         let counts = self.dead_letter_counts();
@@ -152,7 +175,8 @@ impl RelayStatus {
     /// The health that a snapshot of this shows. The first reason is reported at its beginning only if this is
     /// called now and then.
     pub fn health(&self, snapshot: &Snapshot) -> Health {
-        let reasons = snapshot.why().map(|reason| reason.listed()).collect();
+        let admin = snapshot.configuration.admin;
+        let reasons = snapshot.why().map(|reason| reason.listed(admin)).collect();
         self.memory.health(reasons, snapshot.at_least(), clock::now())
     }
 }
@@ -193,7 +217,7 @@ impl Snapshot {
     /// Whether a sink takes events.
     fn delivers(&self) -> bool {
         let sinks = &self.sinks.sinks;
-        sinks.is_empty() || sinks.values().any(|sink| matches!(sink.state, "up" | "busy" | STANDBY))
+        sinks.is_empty() || sinks.values().any(|sink| sink.delivers() || sink.state == STANDBY)
     }
 
     /// The health at best, whatever the single reasons are.
@@ -207,12 +231,13 @@ impl Snapshot {
 
     pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
         let state = &self.gateway;
-        let connections = state.connections.iter().filter_map(|(number, row)| {
-            if row.phase.is_open() {
-                row.unreadable.as_deref().map(|why| Reason::Unreadable(*number, why))
-            } else {
-                Some(Reason::Connection(*number, row))
-            }
+        let connections = state.connections.iter().flat_map(|(&number, row)| {
+            let is_open = row.phase.is_open();
+            let closed = (!is_open).then_some(Reason::Connection(number, row));
+            let unreadable = row.unreadable.as_deref().map(|why| Reason::Unreadable(number, why));
+            let unplaced = row.unplaced.iter().map(move |topic| Reason::Unplaced(number, topic));
+            let open = unreadable.into_iter().chain(unplaced).filter(move |_| is_open);
+            closed.into_iter().chain(open)
         });
         let is_open =
             |number| state.connections.get(&number).is_some_and(|row| row.phase.is_open());
@@ -368,6 +393,7 @@ fn retry_at(state: &SubscriptionState) -> Option<UnixMillis> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::status::Sink;
 
     #[test]
     fn a_session_that_cannot_be_fetched_is_a_reason_and_once_is_none() {
@@ -380,8 +406,38 @@ mod tests {
         snapshot.sessions.insert("main".to_owned(), session);
         let reason = "the session of main cannot be fetched: HTTP 401: invalid token";
         assert_eq!(snapshot.reasons(), [reason]);
-        let reason = snapshot.why().next().map(|reason| reason.listed()).unwrap();
+        let reason = snapshot.why().next().map(|reason| reason.listed(false)).unwrap();
         assert_eq!((reason.kind, reason.state), ("session", health::State::Degraded));
+    }
+
+    #[test]
+    fn a_sink_that_stays_busy_and_accepts_nothing_does_not_deliver() {
+        let minutes = |count: u64| clock::now() - count * 60 * 1000;
+        let health = |since, accepted, unanswered_since| {
+            let mut snapshot = Snapshot::default();
+            let sink = Sink {
+                state: "busy",
+                since,
+                last_delivered: Some(accepted),
+                unanswered_since,
+                ..Sink::default()
+            };
+            snapshot.sinks.sinks.insert("hook".to_owned(), sink);
+            RelayStatus::new(0).health(&snapshot).state
+        };
+        assert_eq!(health(minutes(2), minutes(2), None), health::State::NotWorking);
+        assert_eq!(health(minutes(2), minutes(0), None), health::State::Degraded);
+        // After a quiet day it asks for patience for the first time.
+        assert_eq!(health(minutes(0), minutes(1440), None), health::State::Degraded);
+        assert_eq!(health(minutes(0), minutes(0), Some(1)), health::State::NotWorking);
+    }
+
+    #[test]
+    fn a_sink_whose_dead_letters_are_gone_is_0_once() {
+        let status = RelayStatus::new(0);
+        lock(&status.had_letters).insert("removed".to_owned());
+        assert_eq!(status.counted_letters(), BTreeMap::from([("removed".to_owned(), 0)]));
+        assert_eq!(status.counted_letters(), BTreeMap::new());
     }
 
     #[test]

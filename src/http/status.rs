@@ -109,14 +109,25 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
     // What is in memory only because that is configured is as it should be.
     let sound = !matches!(figures.health, Health::Degraded(_));
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
+    let mut letters_of = status.counted_letters();
     for (sink, page) in &snapshot.sinks.sinks {
         // What another member drives, that one counts.
         let driven = page.state != STANDBY;
         let (events, waits) = if driven { lag(status, journal, sink) } else { Default::default() };
-        let letters = snapshot.dead_letters.get(sink).filter(|_| driven).copied().unwrap_or(0);
+        let letters = letters_of.remove(sink).filter(|_| driven).unwrap_or(0);
         gauge!(metrics::DEAD_LETTERS_WAITING, "sink" => sink.clone()).set(real(letters));
         gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
         gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(waits.as_secs_f64());
+        if page.state == "busy" {
+            // It becomes 0 with time alone.
+            let up = f64::from(u8::from(page.delivers()));
+            gauge!(metrics::SINK_UP, "sink" => sink.clone()).set(up);
+        }
+    }
+    // Those of a sink that is no longer configured. In a cluster every member has the same count of them.
+    let removed = letters_of.into_iter().filter(|_| status.cluster().is_none());
+    for (sink, letters) in removed {
+        gauge!(metrics::DEAD_LETTERS_WAITING, "sink" => sink).set(real(letters));
     }
     for (label, token) in &snapshot.tokens {
         let times = [
@@ -152,9 +163,19 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
+    use crate::{
+        base::{
+            clock,
+            event::{self, Record},
+        },
+        config,
+        delivery::status::Sink,
+    };
 
     #[test]
     fn a_journal_that_is_in_memory_by_configuration_is_sound() {
@@ -165,6 +186,42 @@ mod tests {
         });
         let text = recorder.handle().render();
         assert!(text.contains("astro_relay_journal_sound 1"), "{text}");
+    }
+
+    #[test]
+    fn a_sink_that_stays_busy_and_accepts_nothing_is_not_up() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let (journal, now) = (Journal::in_memory(1 << 20), clock::now());
+        for (ago, up) in [(0, 1), (2 * 60 * 1000, 0)] {
+            let mut snapshot = Snapshot::default();
+            let last_delivered = Some(now - ago);
+            let sink = Sink { state: "busy", last_delivered, ..Sink::default() };
+            snapshot.sinks.sinks.insert("hook".to_owned(), sink);
+            ::metrics::with_local_recorder(&recorder, || {
+                gauges(&snapshot, &RelayStatus::default(), &journal);
+            });
+            let text = recorder.handle().render();
+            let line = format!("astro_relay_sink_up{{sink=\"hook\"}} {up}\n");
+            assert!(text.contains(&line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn dead_letters_of_a_sink_that_is_no_longer_configured_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config::Journal { dir: dir.path().to_owned(), ..config::Journal::default() };
+        let (journal, _) = Journal::open(&config).unwrap();
+        let event = event::own("relay.gap", &"".into(), &"".into(), &serde_json::json!({}), 1);
+        journal.dead_letter("removed", &Arc::new(Record::new(1, event)), "HTTP 400");
+        let status = RelayStatus::new(0).with(journal.clone(), String::new());
+        let recorder = PrometheusBuilder::new().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            gauges(&status.snapshot(), &status, &journal);
+        });
+        let text = recorder.handle().render();
+        let line = "astro_relay_dead_letters_waiting{sink=\"removed\"} 1\n";
+        assert!(text.contains(line), "{text}");
+        journal.close();
     }
 
     #[test]

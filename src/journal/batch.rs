@@ -16,7 +16,7 @@
 //! Numbers in a batch follow each other without a hole; where there is one, the
 //! next batch begins.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
@@ -171,7 +171,7 @@ pub(super) fn decode(
     if length > body.len().saturating_mul(256) {
         return None;
     }
-    let plain = Bytes::from(lz4_flex::block::decompress(body.get(4..)?, length).ok()?);
+    let plain = lz4_flex::block::decompress(body.get(4..)?, length).ok()?;
     let count = usize::try_from(row.count).ok()?;
     let mut records = Vec::with_capacity(count.min(EVENTS));
     let mut at = 0;
@@ -179,15 +179,13 @@ pub(super) fn decode(
         let start = at + 4;
         at = start + usize::try_from(read_word(&plain, at)?).ok()?;
         if seq >= from && records.len() < limit {
-            records.push((seq, decode_event(&plain, start..at, places)?));
+            records.push((seq, decode_event(plain.get(start..at)?, places)?));
         }
     }
     (at == plain.len()).then_some(records)
 }
 
-fn decode_event(plain: &Bytes, range: Range<usize>, places: &mut Places) -> Option<Event> {
-    let end = range.end;
-    let bytes = plain.get(range)?;
+fn decode_event(bytes: &[u8], places: &mut Places) -> Option<Event> {
     let mut fields = [0; FIELDS];
     for (index, field) in fields.iter_mut().enumerate() {
         *field = usize::try_from(read_word(bytes, FIXED - 4 * FIELDS + 4 * index)?).ok()?;
@@ -201,7 +199,8 @@ fn decode_event(plain: &Bytes, range: Range<usize>, places: &mut Places) -> Opti
     }
     let [id, key, topic, room, channel, ts] = texts;
     let flags = *bytes.get(9)?;
-    std::str::from_utf8(bytes.get(at..)?).ok()?;
+    let message = bytes.get(at..)?;
+    std::str::from_utf8(message).ok()?;
     Some(Event {
         received: u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
         origin: Origin::ALL.get(usize::from(*bytes.get(8)?)).copied()?,
@@ -209,8 +208,8 @@ fn decode_event(plain: &Bytes, range: Range<usize>, places: &mut Places) -> Opti
         distinct_key: (flags & HAS_KEY != 0).then(|| key.into()),
         place: places.of(topic, room, channel),
         ts: ts.into(),
-        // Not copied: it holds the batch in memory for as long as it is on its way.
-        message: plain.slice(end - (bytes.len() - at)..end),
+        // A copy: a sink that wants one event of a row must not hold the whole row in memory.
+        message: Bytes::copy_from_slice(message),
         data: data_start..data_end,
         may_have_personal_fields: flags & NO_PERSONAL_FIELDS == 0,
     })

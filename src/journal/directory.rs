@@ -74,11 +74,13 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, StoreError> {
 
 pub(super) fn make(dir: &Path) -> Result<(), StoreError> {
     // Events hold personal data: nobody else's business.
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| StoreError::Io { path: dir.to_owned(), source })
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| {
+        // A link to where this user may not look counts as a file that is there.
+        let hidden = (source.kind() == io::ErrorKind::AlreadyExists)
+            .then(|| fs::metadata(dir).err())
+            .flatten();
+        StoreError::Io { path: dir.to_owned(), source: hidden.unwrap_or(source) }
+    })
 }
 
 /// Opens a file that only its owner may read, or makes it. SQLite gives those beside it the same mode.
@@ -219,4 +221,23 @@ fn sync(dir: &Path) -> Result<(), StoreError> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(|source| StoreError::Io { path: dir.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As with the link of a service's state directory, which only the service may follow.
+    #[test]
+    fn a_link_that_cannot_be_followed_is_reported_as_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+        match make(&link) {
+            Err(StoreError::Io { path, source }) => {
+                assert_eq!((path, source.kind()), (link, io::ErrorKind::NotFound));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }

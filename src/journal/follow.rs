@@ -3,6 +3,8 @@
 //! A follower has a cursor like a sink. What it was given counts as open until it says otherwise; while
 //! something is open the cursor stays before it, and reading goes on.
 
+use futures_util::{FutureExt, future::BoxFuture};
+
 use super::{Batch, Journal, StoreError};
 use crate::{
     base::event::{Event, Seq},
@@ -10,7 +12,6 @@ use crate::{
 };
 
 /// One follower's way through the journal.
-#[derive(Debug)]
 pub struct Follower {
     journal: Journal,
     name: String,
@@ -19,6 +20,15 @@ pub struct Follower {
     read: Seq,
     /// Something that it was given is not done.
     open: bool,
+    /// What is being read. It is kept from call to call: a read of the disk that was begun goes on,
+    /// whether anybody waits for it or not.
+    reading: Option<BoxFuture<'static, Result<Batch, StoreError>>>,
+}
+
+impl std::fmt::Debug for Follower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Follower({} at {})", self.name, self.read)
+    }
 }
 
 impl Journal {
@@ -31,16 +41,25 @@ impl Journal {
         filter: fn(&Event) -> bool,
     ) -> Result<Follower, StoreError> {
         let read = self.register(name, start)?;
-        Ok(Follower { journal: self.clone(), name: name.into(), filter, read, open: false })
+        let (journal, name) = (self.clone(), name.into());
+        Ok(Follower { journal, name, filter, read, open: false, reading: None })
     }
 }
 
 impl Follower {
     /// Waits for the next events that its filter accepts, or a loss before them: out of at most `limit`
-    /// events and about `max_bytes`. May be dropped while it waits.
+    /// events and about `max_bytes`. May be dropped while it waits: the next call waits for the same read,
+    /// with the limits of the call that began it.
     pub async fn next(&mut self, limit: usize, max_bytes: usize) -> Result<Batch, StoreError> {
         loop {
-            let mut batch = self.journal.next(self.read, limit, max_bytes).await?;
+            let (journal, after) = (&self.journal, self.read);
+            let reading = self.reading.get_or_insert_with(|| {
+                let journal = journal.clone();
+                async move { journal.next(after, limit, max_bytes).await }.boxed()
+            });
+            let batch = reading.await;
+            self.reading = None;
+            let mut batch = batch?;
             self.read = batch.through;
             batch.records.retain(|record| (self.filter)(&record.event));
             if batch.lost > 0 || !batch.records.is_empty() {
@@ -64,11 +83,13 @@ impl Follower {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use std::sync::{Arc, mpsc};
+
     use serde_json::json;
+    use tokio::sync::oneshot;
 
     use super::*;
-    use crate::base::event::own;
+    use crate::{base::event::own, config};
 
     fn journal() -> Journal {
         Journal::in_memory(1 << 20)
@@ -101,7 +122,7 @@ mod tests {
         let journal = journal();
         let mut follower = follow(&journal);
         append(&journal, &["other", "other"]);
-        assert_eq!((next(&mut follower, 10), position(&journal)), (None, 2));
+        assert_eq!((next(&mut follower, 2), position(&journal)), (None, 2));
         append(&journal, &["other", "mine", "other", "mine", "other"]);
         assert_eq!((next(&mut follower, 2), position(&journal)), (Some(vec![4]), 2));
         append(&journal, &["other"]);
@@ -155,5 +176,42 @@ mod tests {
         assert!(waiting.as_mut().now_or_never().is_none());
         append(&journal, &["mine"]);
         assert_eq!(waiting.await.unwrap().records.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_read_of_the_disk_is_begun_once_however_often_its_follower_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config::Journal {
+            dir: dir.path().to_owned(),
+            memory: config::Size(0),
+            ..config::Journal::default()
+        };
+        let (journal, _) = Journal::open(&config).unwrap();
+        let mut follower = follow(&journal);
+        // More than fits in memory: the first are only on the disk.
+        let (nobody, data) = ("".into(), json!({"pad": "x".repeat(40_000)}));
+        journal.append(&mut (0..3).map(|_| own("mine", &nobody, &nobody, &data, 1)).collect());
+        journal.next(2, 1, usize::MAX).await.unwrap();
+        assert!(journal.try_next(0, 1, usize::MAX).is_none());
+
+        let (locked, is_locked) = oneshot::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let reader = journal.clone();
+        let holder = tokio::task::spawn_blocking(move || {
+            reader.0.read_file(|_| Ok((locked.send(()), released.recv())))
+        });
+        is_locked.await.unwrap();
+        assert!(follower.next(10, usize::MAX).now_or_never().is_none());
+        // Each read on its thread holds the journal.
+        let begun = Arc::strong_count(&journal.0);
+        for _ in 0..10 {
+            assert!(follower.next(10, usize::MAX).now_or_never().is_none());
+        }
+        assert_eq!(Arc::strong_count(&journal.0), begun);
+        release.send(()).unwrap();
+        holder.await.unwrap().unwrap();
+        assert_eq!(follower.next(10, usize::MAX).await.unwrap().records.len(), 3);
+        drop(follower);
+        tokio::task::spawn_blocking(move || journal.close()).await.unwrap();
     }
 }

@@ -3,9 +3,13 @@
 //! A loss is reported when it happens, whatever the sink does at the moment; a sink that reads on later finds
 //! the same events missing. Which of them are reported is remembered for each sink while the process runs.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{Batch, Journal, LeftBehind};
+use super::{
+    Batch, Journal, LeftBehind,
+    memory::{Cursor, Memory, OWN},
+};
+use crate::base::event::Seq;
 
 impl Journal {
     /// What is gone of the events that configured sinks have still to get, as far as that was not reported
@@ -28,8 +32,113 @@ impl Journal {
         unreported
     }
 
+    /// The same of a replay that nobody asked for: events before `before` were found missing.
+    pub(crate) fn take_lost_of_backlog(&self, number: i64, before: Seq, lost: u64) -> u64 {
+        self.0.lock().take_lost_of_backlog(number, before, lost)
+    }
+
     /// What waits for sinks that are no longer configured.
     pub fn left_behind(&self) -> Vec<LeftBehind> {
         self.0.lock().left_behind()
+    }
+}
+
+impl Memory {
+    /// Through which event nobody waits for anything: no configured sink, and none that was removed within
+    /// that time. What waits for one of those counts as long as all of it is there, but for what was
+    /// reported as lost: at a start it is not known since when a sink is gone.
+    pub(super) fn history_through(&self, time: Duration) -> Seq {
+        let is_whole = |cursor: &Cursor| {
+            let after = cursor.at.max(cursor.reported);
+            self.assigned(after, self.next_kept(after) - 1) == 0
+        };
+        let sinks = self.cursors.by_sink.iter().filter(|(sink, _)| !sink.starts_with(OWN));
+        let removed = sinks.map(|(_, cursor)| cursor);
+        let removed = removed.filter(|cursor| cursor.was_active_within(time) && is_whole(cursor));
+        removed.map(|cursor| cursor.at).fold(self.delivered(), Seq::min)
+    }
+
+    /// What waits for each sink that is no longer configured.
+    pub(super) fn left_behind(&self) -> Vec<LeftBehind> {
+        let mut left: BTreeMap<&str, LeftBehind> = BTreeMap::new();
+        for (sink, cursor) in self.cursors.by_sink.iter().filter(|(_, cursor)| !cursor.is_active())
+        {
+            let after = self.next_kept(cursor.at) - 1;
+            let events = self.assigned(after, self.numbers.last);
+            let whole = self.assigned(cursor.at, after) == 0;
+            left.insert(
+                sink,
+                LeftBehind { sink: sink.to_string(), events, whole, dead_letters: 0 },
+            );
+        }
+        for (sink, letters) in self.letters.iter().filter(|(sink, _)| !self.cursors.is_active(sink))
+        {
+            let of_sink = left.entry(sink).or_insert_with(|| LeftBehind {
+                sink: sink.clone(),
+                whole: true,
+                ..LeftBehind::default()
+            });
+            of_sink.dead_letters = letters.count;
+        }
+        let something = |one: &LeftBehind| one.events > 0 || one.dead_letters > 0;
+        left.into_values().filter(|one| something(one) && !one.sink.starts_with(OWN)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Health, store::Letters};
+
+    fn cursor<'m>(memory: &'m mut Memory, sink: &str) -> &'m mut Cursor {
+        memory.cursors.by_sink.get_mut(sink).unwrap()
+    }
+
+    #[test]
+    fn what_waits_for_a_sink_that_was_removed_lately_is_no_history() {
+        let mut memory = Memory::new(101, vec![(1, None)], 41, Health::Sound);
+        for (sink, at) in [("home", 100), ("renamed", 60), ("late", 30), ("relay.own", 50)] {
+            memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, Some(at)));
+        }
+        assert_eq!(memory.history_through(Duration::ZERO), 30, "they are configured");
+        for sink in ["renamed", "late", "relay.own"] {
+            cursor(&mut memory, sink).set_active(false);
+        }
+        let hour = Duration::from_hours(1);
+        assert_eq!((memory.delivered(), memory.history_through(Duration::ZERO)), (100, 100));
+        // Something of what the other had still to get was gone before this run.
+        assert_eq!(memory.history_through(hour), 60);
+        cursor(&mut memory, "late").reported = 40;
+        assert_eq!(memory.history_through(hour), 30, "it was reported, and the rest waits");
+        for sink in ["renamed", "late"] {
+            let cursor = cursor(&mut memory, sink);
+            cursor.set_active(true);
+            cursor.at = 100;
+        }
+        assert_eq!(memory.history_through(hour), 100);
+    }
+
+    #[test]
+    fn what_waits_for_removed_sinks_is_told_apart_from_what_is_gone() {
+        let mut memory = Memory::new(101, vec![(1, None)], 41, Health::Sound);
+        for (sink, at) in [("home", 50), ("late", 70), ("old", 20), ("done", 100), ("relay.own", 9)]
+        {
+            memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, Some(at)));
+        }
+        let removed = memory.cursors.by_sink.iter_mut().filter(|(sink, _)| &***sink != "home");
+        removed.for_each(|(_, cursor)| cursor.set_active(false));
+        for (sink, count) in [("home", 3), ("late", 0), ("shop", 5)] {
+            memory.letters.insert(sink.to_owned(), Letters { count, bytes: 0 });
+        }
+        let left = |sink: &str, events, whole, dead_letters| LeftBehind {
+            sink: sink.to_owned(),
+            events,
+            whole,
+            dead_letters,
+        };
+        assert_eq!(
+            memory.left_behind(),
+            [left("late", 30, true, 0), left("old", 60, false, 0), left("shop", 0, true, 5)]
+        );
     }
 }

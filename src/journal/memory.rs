@@ -2,14 +2,12 @@
 //! come, and what the disk has still to get. All of it is behind one lock, under which nothing touches
 //! the disk.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use super::{
-    Batch, Health, LeftBehind, age,
+    Batch, Health, OUTBOX, age,
     channel_state::StateBudget,
     mark::Marked,
     pending::PendingChanges,
@@ -18,12 +16,12 @@ use super::{
     store::{Letters, Replay, Write},
 };
 use crate::base::{
-    clock::UnixMillis,
+    clock::{Moment, UnixMillis},
     event::{Event, Record, Seq, Waited},
 };
 
 /// Cursors of the relay's own parts begin like this.
-const OWN: &str = "relay.";
+pub(super) const OWN: &str = "relay.";
 
 /// Runs that are kept for the sake of sinks that are no longer configured.
 const MANY_RUNS: usize = 256;
@@ -60,8 +58,7 @@ pub(super) struct Cursors {
     pub(super) by_sink: HashMap<Arc<str>, Cursor>,
     /// Positions were lost, and it is not known whose.
     pub(super) unknown: bool,
-    /// What sinks have still to get behind their cursors: replays that nobody asked for.
-    backlogs: Vec<Replay>,
+    backlogs: Vec<Backlog>,
     /// Those that have moved are to be saved within that time; taken by the writer.
     pub(super) save_within: Option<Duration>,
     /// The writer has a time at which it saves them.
@@ -81,10 +78,41 @@ impl Cursors {
 
     /// A replay has come to `position`; `None`: it is done.
     pub(super) fn move_backlog(&mut self, number: i64, position: Option<Seq>) {
-        self.backlogs.retain(|backlog| backlog.number != number || position.is_some());
-        for backlog in self.backlogs.iter_mut().filter(|backlog| backlog.number == number) {
-            backlog.position = position.unwrap_or(backlog.position);
+        self.backlogs
+            .retain(|Backlog { replay, .. }| replay.number != number || position.is_some());
+        for Backlog { replay, .. } in &mut self.backlogs {
+            if replay.number == number {
+                replay.position = position.unwrap_or(replay.position);
+            }
         }
+    }
+
+    pub(super) fn is_active(&self, sink: &str) -> bool {
+        self.by_sink.get(sink).is_some_and(Cursor::is_active)
+    }
+
+    /// Behind which event what the sinks have still to get begins, of each cursor and each backlog: of those that
+    /// a configured sink uses, or of `all`.
+    fn positions(&self, all: bool) -> impl Iterator<Item = Seq> {
+        let cursors = self.by_sink.values().filter(move |cursor| all || cursor.is_active());
+        let backlogs = self.backlogs.iter().map(|backlog| &backlog.replay);
+        let backlogs = backlogs.filter(move |replay| all || self.is_active(&replay.sink));
+        cursors.map(|cursor| cursor.at).chain(backlogs.map(|replay| replay.position))
+    }
+}
+
+/// What a sink has still to get before its cursor: a replay that nobody asked for.
+#[derive(Debug)]
+struct Backlog {
+    replay: Replay,
+    /// Through which event it was reported what is gone.
+    reported: Seq,
+}
+
+impl Backlog {
+    /// Behind this event nothing was handed on, and nothing reported as gone.
+    fn reached(&self) -> Seq {
+        self.replay.position.max(self.reported)
     }
 }
 
@@ -93,14 +121,16 @@ pub(super) struct Cursor {
     pub(super) at: Seq,
     /// How far it is on disk; `None`: not at all, or not known.
     pub(super) saved: Option<Seq>,
-    /// Whether a configured sink uses it.
-    pub(super) active: bool,
+    /// Since when no configured sink uses it.
+    unused_since: Option<Moment>,
     /// Through which event its delivery has read: what it has not delivered of that, it holds itself.
     pub(super) read: Seq,
     /// Through which event it was reported what is gone.
     pub(super) reported: Seq,
-    /// How long the event after it waits, where only the disk still has that.
+    /// How long the first event that is still to be had waits, where only the disk still has that.
     pub(super) waits: Option<Waited>,
+    /// It was put back, and stays there until its reader begins again from there.
+    pub(super) put_back: bool,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +138,8 @@ pub(super) struct Disk {
     pub(super) health: Health,
     /// The file's content is broken.
     pub(super) corrupt: bool,
+    /// Since when intake waits for it to catch up.
+    pub(super) waits_since: Option<Instant>,
     /// Intake has waited for it in vain, and waits no more until it has caught up.
     pub(super) behind: bool,
     /// All that was committed is synced: cursors and dead letters too.
@@ -128,7 +160,26 @@ pub(super) enum Demand {
 
 impl Cursor {
     pub(super) fn new(at: Seq, saved: Option<Seq>) -> Self {
-        Self { at, saved, active: true, read: at, reported: at, waits: None }
+        let (unused_since, waits, put_back) = (None, None, false);
+        Self { at, saved, unused_since, read: at, reported: at, waits, put_back }
+    }
+
+    /// Whether a configured sink uses it.
+    pub(super) fn is_active(&self) -> bool {
+        self.unused_since.is_none()
+    }
+
+    pub(super) fn set_active(&mut self, active: bool) {
+        if active {
+            self.unused_since = None;
+        } else {
+            self.unused_since.get_or_insert_with(Moment::now);
+        }
+    }
+
+    /// Whether a configured sink has used it within that time, and none does now.
+    pub(super) fn was_active_within(&self, time: Duration) -> bool {
+        self.unused_since.is_some_and(|since| since.elapsed() < time)
     }
 }
 
@@ -194,18 +245,41 @@ impl Memory {
     }
 
     /// The first number after `after` whose event is still here, on disk or in memory.
-    fn next_kept(&self, after: Seq) -> Seq {
+    pub(super) fn next_kept(&self, after: Seq) -> Seq {
         let next = after + 1;
         let in_memory = self.ring.first().unwrap_or(self.numbers.last + 1).max(next);
         let on_disk = self.numbers.oldest.max(next);
         if on_disk <= self.numbers.written { on_disk.min(in_memory) } else { in_memory }
     }
 
+    /// Events after `after`, through `through`, that are still here.
+    fn kept(&self, after: Seq, through: Seq) -> u64 {
+        self.assigned(self.next_kept(after) - 1, through)
+    }
+
+    /// Events that a sink has still to get, and that are still here or in its delivery.
+    pub(super) fn lag(&self, sink: &str, cursor: &Cursor) -> u64 {
+        let read = cursor.at.max(cursor.read);
+        let backlogs = self.cursors.backlogs.iter().map(|backlog| &backlog.replay);
+        let backlogs = backlogs.filter(|replay| replay.sink == sink);
+        let backlogs: u64 = backlogs.map(|replay| self.kept(replay.position, replay.until)).sum();
+        backlogs + self.assigned(cursor.at, read) + self.kept(read, self.numbers.last)
+    }
+
+    /// Behind which event the first of them stands.
+    pub(super) fn lags_behind(&self, sink: &str, cursor: &Cursor) -> Seq {
+        let backlogs = self.cursors.backlogs.iter().map(|backlog| &backlog.replay);
+        let waits =
+            |replay: &&Replay| replay.sink == sink && self.kept(replay.position, replay.until) > 0;
+        backlogs.filter(waits).map(|replay| replay.position).fold(cursor.at, Seq::min)
+    }
+
     /// What is gone of the events that configured sinks have still to get, as far as that was not reported
     /// before: how many of each sink. From now on it counts as reported.
     pub(super) fn take_losses(&mut self) -> Vec<(Arc<str>, u64)> {
         let sinks = self.cursors.by_sink.iter();
-        let sinks = sinks.filter(|(sink, cursor)| cursor.active && !sink.starts_with(OWN));
+        let counts = |sink: &str| sink == OUTBOX || !sink.starts_with(OWN);
+        let sinks = sinks.filter(|(sink, cursor)| cursor.is_active() && counts(sink));
         let lost = |(sink, cursor): (&Arc<str>, &Cursor)| {
             let after = cursor.at.max(cursor.read).max(cursor.reported);
             let before = self.next_kept(after) - 1;
@@ -218,7 +292,26 @@ impl Memory {
                 cursor.reported = *before;
             }
         }
-        lost.into_iter().map(|(sink, _, count)| (sink, count)).collect()
+        let of_cursors = lost.into_iter().map(|(sink, _, count)| (sink, count));
+        of_cursors.chain(self.take_losses_of_backlogs()).collect()
+    }
+
+    fn take_losses_of_backlogs(&mut self) -> Vec<(Arc<str>, u64)> {
+        let gone = |backlog: &Backlog| {
+            let after = backlog.reached();
+            let before = (self.next_kept(after) - 1).min(backlog.replay.until);
+            let is_active = self.cursors.is_active(&backlog.replay.sink);
+            (before, if is_active { self.assigned(after, before) } else { 0 })
+        };
+        let gone: Vec<_> = self.cursors.backlogs.iter().map(gone).collect();
+        let mut lost = Vec::new();
+        for (backlog, (before, count)) in self.cursors.backlogs.iter_mut().zip(gone) {
+            if count > 0 {
+                backlog.reported = before;
+                lost.push((backlog.replay.sink.as_str().into(), count));
+            }
+        }
+        lost
     }
 
     /// A sink has found `lost` events missing through `before`: how many of them were not reported before.
@@ -230,36 +323,29 @@ impl Memory {
         self.assigned(after, before).min(lost)
     }
 
-    /// What waits for each sink that is no longer configured.
-    pub(super) fn left_behind(&self) -> Vec<LeftBehind> {
-        let mut left: BTreeMap<&str, LeftBehind> = BTreeMap::new();
-        for (sink, cursor) in self.cursors.by_sink.iter().filter(|(_, cursor)| !cursor.active) {
-            let after = self.next_kept(cursor.at) - 1;
-            let events = self.assigned(after, self.numbers.last);
-            let whole = self.assigned(cursor.at, after) == 0;
-            left.insert(
-                sink,
-                LeftBehind { sink: sink.to_string(), events, whole, dead_letters: 0 },
-            );
-        }
-        let is_active = |sink: &str| self.cursors.by_sink.get(sink).is_some_and(|one| one.active);
-        for (sink, letters) in self.letters.iter().filter(|(sink, _)| !is_active(sink)) {
-            let of_sink = left.entry(sink).or_insert_with(|| LeftBehind {
-                sink: sink.clone(),
-                whole: true,
-                ..LeftBehind::default()
-            });
-            of_sink.dead_letters = letters.count;
-        }
-        let something = |one: &LeftBehind| one.events > 0 || one.dead_letters > 0;
-        left.into_values().filter(|one| something(one) && !one.sink.starts_with(OWN)).collect()
+    /// The same of a replay that nobody asked for.
+    pub(super) fn take_lost_of_backlog(&mut self, number: i64, before: Seq, lost: u64) -> u64 {
+        let mut backlogs = self.cursors.backlogs.iter_mut();
+        let Some(backlog) = backlogs.find(|backlog| backlog.replay.number == number) else {
+            return lost;
+        };
+        let after = backlog.reached();
+        backlog.reported = backlog.reported.max(before);
+        self.assigned(after, before).min(lost)
     }
 
-    /// Events that were not written, and that not every sink has.
+    /// Events that were not written, and that not every sink has; in a member of a cluster, that its log does not
+    /// have.
     pub(super) fn missing_at_end(&self) -> u64 {
         let Numbers { last, written, .. } = self.numbers;
-        let others = self.cursors.by_sink.iter().filter(|(sink, _)| !sink.starts_with(OWN));
-        let had = others.map(|(_, cursor)| cursor.at).min().unwrap_or(written);
+        let cursors = &self.cursors.by_sink;
+        let had = if let Some(outbox) = cursors.get(OUTBOX).filter(|cursor| cursor.is_active()) {
+            // The cursors of the sinks stand still.
+            outbox.at
+        } else {
+            let sinks = cursors.iter().filter(|(sink, _)| !sink.starts_with(OWN));
+            sinks.map(|(_, cursor)| cursor.at).min().unwrap_or(written)
+        };
         self.assigned(had.max(written), last)
     }
 
@@ -274,14 +360,13 @@ impl Memory {
         Marked { last, events: self.assigned(self.numbers.oldest.saturating_sub(1), last) }
     }
 
-    /// Forgets runs that ended before everything that is kept and before every cursor. Answers where
-    /// that is, if there were any.
+    /// Forgets runs that ended before everything that is kept and before all that sinks have still to get.
+    /// Answers where that is, if there were any.
     pub(super) fn prune_runs(&mut self) -> Option<Seq> {
         let runs = &mut self.numbers.runs;
         // A cursor that no sink uses any more counts as long as that costs little.
-        let all = runs.len() < MANY_RUNS;
-        let cursors = self.cursors.by_sink.values().filter(|cursor| all || cursor.active);
-        let before = cursors.map(|cursor| cursor.at + 1).fold(self.numbers.oldest, Seq::min);
+        let positions = self.cursors.positions(runs.len() < MANY_RUNS);
+        let before = positions.map(|at| at + 1).fold(self.numbers.oldest, Seq::min);
         let count = runs.len();
         runs.retain(|(_, last)| last.is_none_or(|last| last >= before));
         (runs.len() < count).then_some(before)
@@ -366,25 +451,29 @@ impl Memory {
 
     /// Sinks whose next event the ring no longer has, and where they stand.
     pub(super) fn behind_ring(&self) -> Vec<(Arc<str>, Seq)> {
-        let Some(first) = self.ring.first() else { return Vec::new() };
-        let behind = self.cursors.by_sink.iter().filter(|(_, cursor)| cursor.at + 1 < first);
-        behind.map(|(sink, cursor)| (Arc::clone(sink), cursor.at)).collect()
+        let first = self.ring.first().unwrap_or(self.numbers.last + 1);
+        let sinks = self.cursors.by_sink.iter();
+        let positions =
+            sinks.map(|(sink, cursor)| (Arc::clone(sink), self.lags_behind(sink, cursor)));
+        positions.filter(|(_, at)| at + 1 < first).collect()
     }
 
     /// Through which event every sink has got everything.
     pub(super) fn delivered(&self) -> Seq {
-        let Cursors { by_sink, backlogs, .. } = &self.cursors;
-        let active = by_sink.values().filter(|cursor| cursor.active).map(|cursor| cursor.at);
-        let is_active = |sink: &str| by_sink.get(sink).is_some_and(|cursor| cursor.active);
-        let backlogs = backlogs.iter().filter(|backlog| is_active(&backlog.sink));
-        let positions = active.chain(backlogs.map(|backlog| backlog.position));
-        positions.min().unwrap_or(self.numbers.last)
+        self.cursors.positions(false).min().unwrap_or(self.numbers.last)
     }
 
     /// These replays are on disk.
     pub(super) fn set_backlogs(&mut self, mut replays: Vec<Replay>) {
         replays.retain(|replay| replay.at == 0);
-        self.cursors.backlogs = replays;
+        let known = std::mem::take(&mut self.cursors.backlogs);
+        let reported = |number: i64| {
+            let known = known.iter().find(|backlog| backlog.replay.number == number);
+            known.map_or(0, |backlog| backlog.reported)
+        };
+        let backlogs = replays.into_iter();
+        let backlogs = backlogs.map(|replay| Backlog { reported: reported(replay.number), replay });
+        self.cursors.backlogs = backlogs.collect();
         let moved = self.pending.unwritten().into_iter().flat_map(|changes| &changes.replays);
         for (number, position) in moved {
             self.cursors.move_backlog(*number, *position);
@@ -420,11 +509,11 @@ impl Memory {
         if found.cursors.unknown {
             // Positions were lost, and it is not known whose: then everybody gets what there is.
             let earliest = found.numbers.oldest.saturating_sub(1);
-            let active = live.iter().filter(|(_, cursor)| cursor.active);
+            let active = live.iter().filter(|(_, cursor)| cursor.is_active());
             let unknown = active.filter(|(sink, _)| !known.contains_key(*sink));
             positions.extend(unknown.map(|(sink, _)| (Arc::clone(sink), earliest)));
         }
-        // The relay's own parts follow what is new.
+        // The relay's own parts follow what is new; of the outbox see `put_back`.
         let behind = positions.into_iter().filter(|(sink, position)| {
             !sink.starts_with(OWN) && assigned_between(&found.numbers.runs, *position, before) > 0
         });
@@ -440,9 +529,33 @@ impl Memory {
         behind.map(replay).collect()
     }
 
+    /// Through which event what stands in the files was published in the cluster's log, or delivered while the
+    /// relay was no member.
+    pub(super) fn published(&self) -> Option<Seq> {
+        let cursors = self.cursors.by_sink.iter();
+        let counts = |sink: &str| sink == OUTBOX || !sink.starts_with(OWN);
+        let published = cursors.filter(|(sink, _)| counts(sink)).map(|(_, cursor)| cursor.at).max();
+        let earliest = self.numbers.oldest.saturating_sub(1);
+        published.or(self.cursors.unknown.then_some(earliest))
+    }
+
+    /// In a member of a cluster: puts the cursor of the outbox back to where it is known to have been `published`,
+    /// if there is anything behind that through `before`. What it has published since is published again: the log
+    /// knows it.
+    pub(super) fn put_back(&mut self, published: Seq, before: Seq) {
+        if self.assigned(published, before) == 0 {
+            return;
+        }
+        let cursor = self.cursors.by_sink.get_mut(OUTBOX).filter(|cursor| cursor.is_active());
+        if let Some(cursor) = cursor.filter(|cursor| cursor.at > published) {
+            *cursor = Cursor { put_back: true, ..Cursor::new(published, None) };
+        }
+    }
+
     /// Takes over what was found in them, and what was asked for of it.
     pub(super) fn adopt(&mut self, found: Self, requested: Vec<Replay>) {
         self.cursors.backlogs = found.cursors.backlogs;
+        let requested = requested.into_iter().map(|replay| Backlog { replay, reported: 0 });
         self.cursors.backlogs.extend(requested);
         self.numbers.runs = found.numbers.runs;
         self.numbers.oldest = found.numbers.oldest;
@@ -453,7 +566,7 @@ impl Memory {
                 live.saved = None;
             } else {
                 // No configured sink uses it.
-                cursor.active = false;
+                cursor.set_active(false);
                 self.cursors.by_sink.insert(sink, cursor);
             }
         }
@@ -478,7 +591,7 @@ mod tests {
             memory.cursors.by_sink.insert(sink.into(), cursor(at));
         }
         memory.cursors.by_sink.get_mut("slow").unwrap().read = 30;
-        memory.cursors.by_sink.get_mut("removed").unwrap().active = false;
+        memory.cursors.by_sink.get_mut("removed").unwrap().set_active(false);
         assert_eq!(memory.take_losses(), []);
         memory.numbers.oldest = 41;
         assert_eq!(memory.take_losses(), [("slow".into(), 10)]);
@@ -488,6 +601,25 @@ mod tests {
         assert_eq!(memory.take_lost("slow", 50, 20), 10);
         assert_eq!(memory.take_losses(), []);
         assert_eq!(memory.take_lost("slow", 50, 20), 0);
+    }
+
+    #[test]
+    fn what_a_member_can_no_longer_publish_is_a_loss_and_does_not_wait() {
+        let mut memory = Memory::new(101, vec![(1, None)], 41, Health::Sound);
+        for (sink, at, active) in [("slow", 20, false), (OUTBOX, 20, true)] {
+            memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, Some(at)));
+            memory.cursors.by_sink.get_mut(sink).unwrap().set_active(active);
+        }
+        let lag = |memory: &Memory| memory.lag(OUTBOX, &memory.cursors.by_sink[OUTBOX]);
+        assert_eq!(lag(&memory), 60);
+        assert_eq!(memory.take_losses(), [(OUTBOX.into(), 20)]);
+        assert_eq!(memory.take_losses(), []);
+        assert_eq!(memory.take_lost(OUTBOX, 40, 20), 0, "it is known");
+        let outbox = memory.cursors.by_sink.get_mut(OUTBOX).unwrap();
+        (outbox.at, outbox.read) = (40, 50);
+        memory.numbers.oldest = 61;
+        assert_eq!(memory.take_losses(), [(OUTBOX.into(), 10)]);
+        assert_eq!(lag(&memory), 10 + 40, "it has what it has read");
     }
 
     #[test]
@@ -505,30 +637,6 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_removed_sinks_is_told_apart_from_what_is_gone() {
-        let mut memory = Memory::new(101, vec![(1, None)], 41, Health::Sound);
-        for (sink, at) in [("home", 50), ("late", 70), ("old", 20), ("done", 100), ("relay.own", 9)]
-        {
-            memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, Some(at)));
-        }
-        let removed = memory.cursors.by_sink.iter_mut().filter(|(sink, _)| &***sink != "home");
-        removed.for_each(|(_, cursor)| cursor.active = false);
-        for (sink, count) in [("home", 3), ("late", 0), ("shop", 5)] {
-            memory.letters.insert(sink.to_owned(), Letters { count, bytes: 0 });
-        }
-        let left = |sink: &str, events, whole, dead_letters| LeftBehind {
-            sink: sink.to_owned(),
-            events,
-            whole,
-            dead_letters,
-        };
-        assert_eq!(
-            memory.left_behind(),
-            [left("late", 30, true, 0), left("old", 60, false, 0), left("shop", 0, true, 5)]
-        );
-    }
-
-    #[test]
     fn what_every_sink_has_is_not_missed_after_an_end_on_a_full_disk() {
         let mut memory = Memory::new(101, vec![(1, None)], 1, Health::Sound);
         memory.numbers.written = 60;
@@ -538,6 +646,22 @@ mod tests {
             assert_eq!(memory.marked_at_end(), Marked { last: 100, events }, "{sink}");
             assert_eq!(memory.missing_at_end(), events - 60, "{sink}");
         }
+    }
+
+    #[test]
+    fn what_is_published_is_not_missed_after_an_end_on_a_full_disk() {
+        let mut memory = Memory::new(101, vec![(1, None)], 1, Health::Sound);
+        memory.numbers.written = 60;
+        for (sink, at, active) in [("slow", 20, false), (OUTBOX, 100, true)] {
+            memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, None));
+            memory.cursors.by_sink.get_mut(sink).unwrap().set_active(active);
+        }
+        assert_eq!((memory.missing_at_end(), memory.marked_at_end().events), (0, 60));
+        memory.cursors.by_sink.get_mut(OUTBOX).unwrap().at = 90;
+        assert_eq!(memory.missing_at_end(), 10);
+        // A relay that is alone again has its own sinks.
+        memory.cursors.by_sink.get_mut(OUTBOX).unwrap().set_active(false);
+        assert_eq!(memory.missing_at_end(), 40);
     }
 
     #[test]
@@ -571,12 +695,71 @@ mod tests {
         assert_eq!(memory.numbers.runs, [(1000, None)], "the first number is still known");
         memory.adopt(found, backlogs);
         assert_eq!(memory.numbers.oldest, 1);
-        assert!(memory.cursors.by_sink["a"].active && !memory.cursors.by_sink["gone"].active);
+        let is_active = |sink: &str| memory.cursors.by_sink[sink].is_active();
+        assert!(is_active("a") && !is_active("gone"));
         assert_eq!(memory.delivered(), 20, "it has still to get the backlog");
         memory.cursors.move_backlog(0, Some(40));
         assert_eq!(memory.delivered(), 40);
         memory.cursors.move_backlog(0, None);
         assert_eq!(memory.delivered(), 1005);
+    }
+
+    /// A journal that goes on from memory, files found late whose last event is 50, and the cursors in them.
+    fn found_late(cursors: &[(&str, Seq)]) -> (Memory, Memory) {
+        let full = Health::Degraded("the disk is full".into());
+        let memory = Memory::new(1000, vec![(1000, None)], 1000, full);
+        let mut found = Memory::new(1000, vec![(1, Some(50)), (1000, None)], 1, Health::Sound);
+        for (sink, at) in cursors {
+            found.cursors.by_sink.insert((*sink).into(), Cursor::new(*at, Some(*at)));
+        }
+        (memory, found)
+    }
+
+    #[test]
+    fn a_backlog_that_is_gone_is_a_loss_and_does_not_wait() {
+        let (mut memory, found) = found_late(&[("a", 20)]);
+        memory.cursors.by_sink.insert("a".into(), Cursor::new(999, None));
+        let backlogs = memory.backlogs(&found, 50);
+        memory.adopt(found, backlogs);
+        let lag = |memory: &Memory| memory.lag("a", &memory.cursors.by_sink["a"]);
+        let behind = |memory: &Memory| memory.lags_behind("a", &memory.cursors.by_sink["a"]);
+        assert_eq!((lag(&memory), behind(&memory), memory.take_losses()), (30, 20, vec![]));
+        memory.numbers.oldest = 31;
+        assert_eq!((lag(&memory), memory.take_losses()), (20, vec![("a".into(), 10)]));
+        assert_eq!(memory.take_lost_of_backlog(0, 30, 10), 0, "it is known");
+        // The run is remembered until the sink has stepped over it.
+        memory.numbers.oldest = 1000;
+        assert_eq!((memory.prune_runs(), lag(&memory), behind(&memory)), (None, 0, 999));
+        assert_eq!(memory.take_lost_of_backlog(0, 50, 30), 20);
+        assert_eq!(memory.take_losses(), []);
+        memory.cursors.move_backlog(0, None);
+        assert_eq!(memory.prune_runs(), Some(1000));
+    }
+
+    #[test]
+    fn what_a_member_had_still_to_publish_in_files_opened_late_is_published() {
+        for (cursors, at) in [
+            (vec![("home", 5), (OUTBOX, 20), ("relay.own", 40)], Some(20)),
+            // It was alone since.
+            (vec![("home", 30), (OUTBOX, 20)], Some(30)),
+            (vec![("home", 5), (OUTBOX, 50)], None),
+            (vec![], None),
+        ] {
+            let (mut memory, found) = found_late(&cursors);
+            memory.cursors.by_sink.insert(OUTBOX.into(), Cursor::new(1005, None));
+            let published = found.published();
+            let backlogs = memory.backlogs(&found, 50);
+            assert!(backlogs.is_empty(), "{backlogs:?}");
+            memory.adopt(found, backlogs);
+            if let Some(published) = published {
+                memory.put_back(published, 50);
+            }
+            let outbox = memory.cursors.by_sink[OUTBOX];
+            assert_eq!((outbox.at, outbox.put_back), (at.unwrap_or(1005), at.is_some()));
+        }
+        let (_, mut found) = found_late(&[]);
+        found.cursors.unknown = true;
+        assert_eq!(found.published(), Some(0));
     }
 
     #[test]

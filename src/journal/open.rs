@@ -18,7 +18,7 @@ use super::{
     store::Store,
 };
 use crate::base::{
-    clock::{self, UnixMillis, millis_of},
+    clock::{self, Moment, UnixMillis, millis_of},
     event::Seq,
 };
 
@@ -42,6 +42,40 @@ pub struct Opened {
     /// Positions were lost with the names of their sinks: whichever sink has none begins with the
     /// earliest event.
     pub cursors_unknown: bool,
+}
+
+/// When the relay last ran, as far as only files say that which are opened late.
+#[derive(Debug, Default)]
+pub(super) enum LastRun {
+    /// It was known at the start, or is reported.
+    #[default]
+    Known,
+    Unknown,
+    /// They have said it, at that moment.
+    Found(Opened, Moment),
+}
+
+impl LastRun {
+    /// This was found.
+    pub(super) fn found(&mut self, opened: Opened) {
+        if matches!(self, Self::Unknown) && opened.heartbeat.is_some() {
+            *self = Self::Found(opened, Moment::now());
+        }
+    }
+
+    /// What was found, as it would be found now.
+    pub(super) fn take(&mut self) -> Option<Opened> {
+        match std::mem::take(self) {
+            Self::Found(opened, at) => {
+                let downtime = opened.downtime.map(|time| time + at.elapsed());
+                Some(Opened { downtime, ..opened })
+            }
+            before => {
+                *self = before;
+                None
+            }
+        }
+    }
 }
 
 /// The files of an open journal, beside its database.

@@ -38,19 +38,18 @@ pub enum SetAside {
     /// The dead letters of this sink take all of `journal.max_dead_letters`, and it is not among them:
     /// the sink is to be held.
     Full,
-    /// The journal has no directory: it was counted, and is not kept.
+    /// The journal has no directory: it is not kept.
     Lost,
 }
 
 impl Journal {
     /// Sets an event aside that the destination of `sink` rejected.
     pub fn dead_letter(&self, sink: &str, record: &Arc<Record>, reason: &str) -> SetAside {
-        let mut memory = self.0.lock();
         if self.0.dir().is_none() {
             // Nobody could look at it.
-            memory.letters.entry(sink.to_owned()).or_default().count += 1;
             return SetAside::Lost;
         }
+        let mut memory = self.0.lock();
         let most = self.max_dead_letters();
         if memory.letters.get(sink).is_some_and(|letters| letters.bytes >= most) {
             return SetAside::Full;

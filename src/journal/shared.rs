@@ -12,6 +12,7 @@ use super::{
     error::StoreError,
     mark::UnreportedGap,
     memory::{Demand, Memory},
+    open::LastRun,
     reader::SharedReader,
     store::Store,
 };
@@ -32,6 +33,7 @@ pub(super) struct Shared {
     pub(super) reader: Option<SharedReader>,
     pub(super) config: config::Journal,
     pub(super) unreported: UnreportedGap,
+    pub(super) last_run: Mutex<LastRun>,
 }
 
 /// What others wait for.
@@ -68,6 +70,7 @@ impl Shared {
             reader,
             config,
             unreported: UnreportedGap::default(),
+            last_run: Mutex::default(),
         };
         shared.publish(&shared.lock());
         shared

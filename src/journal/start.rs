@@ -1,6 +1,9 @@
 //! Starting the journal: with its files, or from memory where the disk does not let them be opened.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use tracing::error;
 
@@ -10,7 +13,7 @@ use super::{
     error::StoreError,
     mark::{self, MarkContent},
     memory::Memory,
-    open::{JournalFiles, Opened, open_files},
+    open::{JournalFiles, LastRun, Opened, open_files},
     reader::SharedReader,
     runs::LEFT_OUT,
     shared::Shared,
@@ -44,7 +47,8 @@ fn open_with(
     match open_reader(&config.dir) {
         Ok(mut reader) => {
             reader.set_ages(files.ages.clone());
-            Ok((start(config, memory, Some(reader), Some((store, files))), opened))
+            let files = Some((store, files));
+            Ok((start(config, memory, Some(reader), files, LastRun::Known), opened))
         }
         Err(error) => {
             // The writer opens them itself.
@@ -61,10 +65,12 @@ fn start(
     memory: Memory,
     reader: Option<Store>,
     files: Option<(Store, JournalFiles)>,
+    last_run: LastRun,
 ) -> Journal {
     let reader = Some(SharedReader::new(reader));
     let config = config::Journal { memory: config.memory.max(LEAST_MEMORY), ..config.clone() };
-    let shared = Shared::new(memory, reader, config);
+    let mut shared = Shared::new(memory, reader, config);
+    shared.last_run = Mutex::new(last_run);
     let journal = Journal(Arc::new(shared));
     writer::start(&journal.0, files);
     journal
@@ -87,7 +93,8 @@ fn begin_in_memory(config: &config::Journal, error: &StoreError) -> (Journal, Op
         ..Opened::default()
     };
     let memory = Memory::new(first, vec![(first, None)], first, Health::Degraded(reason));
-    (start(config, memory, None, None), opened)
+    let last_run = if opened.heartbeat.is_some() { LastRun::Known } else { LastRun::Unknown };
+    (start(config, memory, None, None, last_run), opened)
 }
 
 #[cfg(test)]

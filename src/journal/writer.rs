@@ -210,7 +210,7 @@ impl Writer {
         memory.written(write, synced);
         self.shared.evict(&mut memory);
         if memory.ring.unwritten_bytes <= self.shared.config.memory.bytes() / 2 {
-            memory.disk.behind = false;
+            (memory.disk.behind, memory.disk.waits_since) = (false, None);
         }
         self.shared.publish(&memory);
         drop(memory);

@@ -257,7 +257,7 @@ impl MqttPublisher {
     fn will(&self) -> Result<Option<Will>, Lost> {
         let Some(prefix) = &self.prefix else { return Ok(None) };
         let key = StateKey::relay(Section::Status);
-        let payload = key.payload(&offline("connection lost"));
+        let payload = key.payload(&offline("connection lost", None));
         Ok(Some(Will { topic: topic::of_state(prefix, &key)?, payload }))
     }
 

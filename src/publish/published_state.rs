@@ -223,7 +223,11 @@ impl PublishedState {
     pub(crate) fn offline_parts(&self) -> Vec<Part> {
         let statuses = self.published.keys().filter(|path| path.section == Section::Status);
         let part = |path: &StateKey| {
-            let value = if path.channel.is_empty() { offline("stopped") } else { word(false) };
+            let value = if path.channel.is_empty() {
+                offline("stopped", Some(clock::now()))
+            } else {
+                word(false)
+            };
             Part { path: path.clone(), payload: Some(path.payload(&value)) }
         };
         statuses.map(part).collect()

@@ -8,12 +8,14 @@ use astro_relay::{
         clock::{self, UnixMillis},
         event::{Origin, Record},
     },
+    config::TokenType,
     journal::store::Store,
 };
-use astro_sim::{ActivitiesQuery, End, Options, RestFault, Sim, Token};
+use astro_sim::{ActivitiesQuery, Canonical, End, Options, RestFault, Sim, Token};
 use serde_json::{Value, json};
 
 use crate::support::{
+    asyncapi::accepts,
     nats_server::NatsServer,
     relay::{ROOM, Running, TOKEN, configure},
     wait::until,
@@ -390,11 +392,65 @@ async fn activities_are_fetched_whatever_the_list_wants_to_be_asked() {
         let relay = Running::start(configure(&sim, dir.path(), TOPICS, "")).await;
         relay.wait_subscribed().await;
         cut_off(&sim, &relay).await;
-        let id = tip(&sim, 5, clock::now());
+        let now = clock::now();
+        let mut missed = vec![(tip(&sim, 5, now), true)];
+        for (n, kind) in [(1, "kicks"), (2, "jewels")] {
+            let data = json!({"username": "mossy", "amount": 100});
+            let at = clock::rfc3339(now + n);
+            let id = sim.activity(ROOM, json!({"type": kind, "createdAt": at, "data": data}));
+            missed.push((id, true));
+        }
         sim.listen(true);
-        let told = report(&relay).await;
-        assert_eq!((&told["recovered"], &told["complete"]), (&json!(1), &json!(true)), "{told}");
-        assert_eq!(received(&relay, "channel.activities").await, [(id, true)], "{activities:?}");
+        let told = recoveries(&relay, 1).await.remove(0);
+        assert_eq!(received(&relay, "channel.activities").await, missed, "{activities:?}");
+        // A type that the relay does not name would not be listed.
+        let report = report(&relay).await;
+        for one in [&report, &told["subscriptions"][0]] {
+            assert_eq!((&one["recovered"], &one["complete"]), (&json!(3), &json!(false)), "{one}");
+            assert!(one["reason"].as_str().unwrap().contains("types"), "{one}");
+        }
+        assert_eq!(told["recovery"]["complete"], false);
+        let events = relay.events().await;
+        let own = events.iter().filter(|record| record.event.place.topic.starts_with("relay."));
+        own.for_each(|record| accepts(&record.event));
         relay.stop().await;
     }
+}
+
+/// The REST API knows a channel by its id only.
+#[tokio::test]
+async fn what_a_channel_with_a_name_for_its_room_missed_is_fetched_by_the_canonical_room() {
+    const NAME: &str = "mychannel";
+    let canonical = Canonical::Table(HashMap::from([(NAME.to_owned(), ROOM.to_owned())]));
+    let options =
+        Options { tokens: vec![Token::owner(TOKEN, ROOM)], canonical, ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let config = || {
+        let mut config = configure(&sim, dir.path(), TOPICS, "");
+        let channel = config.channels.get_mut("main").unwrap();
+        (channel.room, channel.token_type) = (Some(NAME.to_owned()), TokenType::Apikey);
+        config
+    };
+    let relay = Running::start(config()).await;
+    relay.wait_subscribed().await;
+    cut_off(&sim, &relay).await;
+    let mut missed = vec![(tip(&sim, 5, clock::now()), true)];
+    sim.listen(true);
+    recoveries(&relay, 1).await;
+    relay.stop().await;
+
+    // After a restart nothing but the configuration is known at first.
+    missed.push((tip(&sim, 6, clock::now()), true));
+    let relay = Running::start(config()).await;
+    let told = recoveries(&relay, 2).await;
+    assert_eq!(received(&relay, "channel.activities").await, missed, "{told:?}");
+    for gap in relay.said("relay.gap").await {
+        assert_eq!(gap["subscriptions"][0]["room"], ROOM, "{gap}");
+    }
+    let events = relay.events().await;
+    let mut activities =
+        events.iter().filter(|record| &*record.event.place.topic == "channel.activities");
+    assert!(activities.all(|record| &*record.event.place.room == ROOM));
+    relay.stop().await;
 }

@@ -222,3 +222,28 @@ async fn a_shell_completes_what_the_configuration_names() {
     // One that cannot be read completes nothing, and says nothing.
     assert_eq!(printed(&["complete", "sinks", "-c", "/nowhere"]).await, "");
 }
+
+/// As bash calls it: the words of the line, which of them is completed, and the one before.
+#[tokio::test]
+async fn bash_completes_the_second_word_and_those_behind_it() {
+    let (sim, dir) = (sim().await, tempfile::tempdir().unwrap());
+    write_config(dir.path(), &sim);
+    let script = dir.path().join("completion.bash");
+    std::fs::write(&script, printed(&["completions", "bash"]).await).unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_astro-relay")).parent().unwrap().display();
+    for (words, at, before, wanted) in [
+        ("retry ''", 2, "retry", "out"),
+        ("dead-letters ''", 2, "dead-letters", "list"),
+        ("dead-letters list --sink ''", 4, "--sink", "out"),
+    ] {
+        let line = format!(
+            "PATH={programs}:$PATH; source ./completion.bash; COMP_WORDS=(astro-relay {words}); COMP_CWORD={at}; \
+             _astro__relay astro-relay '' {before}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "-c", &line]).current_dir(dir.path());
+        let output = output(&mut bash).await;
+        let completed = String::from_utf8_lossy(&output.stdout);
+        assert!(completed.lines().any(|word| word == wanted), "{words}: {output:?}");
+    }
+}

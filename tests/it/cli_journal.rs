@@ -136,10 +136,14 @@ async fn nothing_is_deleted_or_replayed_that_was_not_meant() {
         assert!(said.contains("there is no such dead letter"), "{said}");
     }
     assert_eq!(lines(&run(&["dead-letters", "list"], dir.path()).await).len(), 2);
-    // A time that ends before it begins has no events.
     let output =
-        run(&["replay", "--sink", "home", "--from", "1s", "--until", "1h"], dir.path()).await;
+        run(&["replay", "--sink", "home", "--from", "2h", "--until", "1h"], dir.path()).await;
     assert_eq!(lines(&output), ["no events in that time"]);
+    let output =
+        run(&["replay", "--sink", "home", "--from", "1h", "--until", "2h"], dir.path()).await;
+    assert_eq!(output.status.code(), Some(64));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("--until is before --from"), "{said}");
     // What the sink does not want is not promised.
     let file = dir.path().join("astro-relay.toml");
     let text = "[channels.main]\ntoken_env = \"PATH\"\ntopics = [\"channel.tips\"]\n[sinks.home]\n\
@@ -238,6 +242,30 @@ async fn the_journal_is_looked_into_without_the_secrets_of_the_relay() {
             .output();
         let lines = lines(&timeout(PATIENCE, output).await.expect("it ends").unwrap());
         assert!(lines[0].starts_with(expected), "{lines:?}");
+    }
+}
+
+/// Which may be another user's, such as a service's.
+#[tokio::test]
+async fn a_journal_that_cannot_be_reached_is_not_said_to_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for command in [
+        &["journal", "status"][..],
+        &["journal", "export"],
+        &["dead-letters", "list"],
+        &["replay", "--sink", "home", "--from", "1h", "--dry-run"],
+    ] {
+        for (dir, expected) in [
+            (dir.path().join("none"), "there is no journal at "),
+            // Another error than that it is missing.
+            (file.join("journal"), "journal.db: Not a directory"),
+        ] {
+            let output = run(command, &dir).await;
+            assert_eq!(output.status.code(), Some(74), "{output:?}");
+            assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
+        }
     }
 }
 

@@ -55,6 +55,8 @@ async fn each_event_arrives_once_and_in_order_despite_random_failures() {
         }
         let running = Running::start("destination", &journal, &destination, |config| {
             config.start = Start::Earliest;
+            // Not the reports of what it rejects.
+            config.topics = Some(vec!["channel.*".into()]);
             config.window = random.usize(1..200);
             // One that hangs, which no real sink does, is given up after this for each of its events.
             config.timeout = Period(Duration::from_millis(200));
@@ -73,12 +75,9 @@ async fn each_event_arrives_once_and_in_order_despite_random_failures() {
         .await;
         assert_eq!(destination.accepted(), expected, "seed {seed}");
         let dead = (0..600).filter(|n| poison(*n)).count();
-        assert_eq!(
-            journal.dead_letter_counts().get("destination"),
-            Some(&u64::try_from(dead).unwrap())
-        );
         let row = running.status.snapshot().sinks["destination"].clone();
-        assert_eq!(row.lost, 0, "seed {seed}");
+        // Without a directory there are no dead letters.
+        assert_eq!(row.lost, u64::try_from(dead).unwrap(), "seed {seed}");
         assert_eq!(row.delivered, u64::try_from(expected.len()).unwrap());
         // The last of it may have been taken by a destination that went away at once.
         until("it is up again", HOUR, async || {

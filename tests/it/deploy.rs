@@ -117,8 +117,13 @@ fn the_relay_of_the_add_on_gets_the_signals_of_docker_itself() {
 
 #[test]
 fn every_page_names_the_directory_in_which_the_secrets_are() {
-    for file in ["docs/install.md", "docs/operating.md"] {
-        let page = read(file);
+    let manual = Command::new(env!("CARGO_BIN_EXE_astro-relay")).arg("man").output().unwrap();
+    let manual = String::from_utf8(manual.stdout).unwrap().replace("\\-", "-");
+    assert!(!manual.contains("/etc/astro-relay/credentials"), "{manual}");
+    let files = ["docs/install.md", "docs/operating.md", "README.md"];
+    let form = ".github/ISSUE_TEMPLATE/problem.yml";
+    let pages = files.into_iter().chain([form]).map(|file| (file, read(file)));
+    for (file, page) in pages.chain([("the manual page", manual)]) {
         let named: Vec<_> = page.split("CREDENTIALS_DIRECTORY=").skip(1).collect();
         assert!(!named.is_empty(), "{file}");
         for rest in named {
@@ -219,6 +224,7 @@ fn run(script: &str, args: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
 
+/// And no `astro-relay.toml`: unpacked where an earlier version runs, it would replace its configuration.
 #[test]
 fn an_archive_has_the_program_and_its_licences() {
     let dir = tempfile::tempdir().unwrap();
@@ -230,7 +236,7 @@ fn an_archive_has_the_program_and_its_licences() {
     let listed = Command::new("tar").arg("-tzf").arg(&archive).output().unwrap();
     assert_eq!(
         String::from_utf8(listed.stdout).unwrap(),
-        "astro-relay\nLICENSE-MIT\nLICENSE-APACHE\nastro-relay.toml\nastro-relay.service\n"
+        "astro-relay\nLICENSE-MIT\nLICENSE-APACHE\nastro-relay.reference.toml\nastro-relay.service\n"
     );
 }
 
@@ -264,6 +270,19 @@ fn the_page_on_installing_names_the_files_of_a_release() {
     assert!(workflow.contains("DOCKER_BUILD_RECORD_UPLOAD: \"false\""));
 }
 
+/// A service that runs already, such as one that is enabled and was not configured, would not notice a start.
+#[test]
+fn the_steps_of_an_installation_end_with_a_restart() {
+    let page = read("docs/install.md");
+    assert!(page.contains("sudo systemctl restart astro-relay\nastro-relay status\n```"));
+    for text in [page, read("src/app/cli/setup/page.js")] {
+        assert!(text.contains("systemctl restart astro-relay"));
+        for other in ["systemctl start", "enable --now"] {
+            assert!(!text.contains(other), "{other}");
+        }
+    }
+}
+
 /// `setup` writes each secret into a file that only root can read; the service gets them as credentials.
 #[test]
 fn the_page_on_installing_hands_every_secret_over_and_no_certificate() {
@@ -289,11 +308,15 @@ fn the_page_on_installing_hands_every_secret_over_and_no_certificate() {
     let lines = |line: fn(&str, &str) -> String| -> String {
         secrets.iter().map(|(name, key)| line(name, key)).collect()
     };
+    // What `init` writes above a token's file is not true of a credential.
+    let comment = "# The file is read again on every connection: a new token needs no restart.\n";
+    assert!(read("src/app/cli/init/plan.rs").contains(comment.trim_end()));
     let written = lines(|name, key| format!("{key}_file = \"/etc/astro-relay/{name}.{key}\"\n"));
     let wanted = lines(|name, key| format!("{key}_credential = \"{name}.{key}\"\n"));
     let handed =
         lines(|name, key| format!("LoadCredential={name}.{key}:/etc/astro-relay/{name}.{key}\n"));
-    let named = sed(&["-E", &script("sed -i -E '")], &(written + certificates));
+    let named =
+        sed(&["-E", &script("sed -i -E '")], &(comment.to_owned() + &written + certificates));
     assert_eq!(named, wanted + certificates);
     assert_eq!(sed(&["-n", "-E", &script("sed -n -E '")], &named), handed);
 }

@@ -15,6 +15,7 @@ use std::{path::PathBuf, time::Duration};
 
 use astro_relay::{
     app::relay::Relay,
+    journal::Journal,
     loading::{Sources, load},
 };
 use astro_sim::{Options, Sim};
@@ -39,6 +40,7 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 pub struct Running {
     pub sim: Sim,
     pub dir: TempDir,
+    pub journal: Journal,
     base: String,
     client: Client,
     _stop: DropGuard,
@@ -71,6 +73,7 @@ impl Running {
         let sources = Sources { file: Some(file), ..Sources::default() };
         let loaded = load(&sources).unwrap_or_else(|error| panic!("{error}"));
         let relay = Relay::reloadable(loaded, sources, None).await.unwrap();
+        let journal = relay.journal();
         let base = format!("http://{}", relay.listening().unwrap());
         let stop = CancellationToken::new();
         let told = stop.clone();
@@ -78,7 +81,7 @@ impl Running {
             relay.run(told, || {}).await;
         });
         let client = Client::builder().no_proxy().build().unwrap();
-        Self { sim, dir, base, client, _stop: stop.drop_guard(), task }
+        Self { sim, dir, journal, base, client, _stop: stop.drop_guard(), task }
     }
 
     pub fn file(&self) -> PathBuf {

@@ -51,6 +51,19 @@ fn is_whole(kept: &Kept, sim: &Sim) -> bool {
         && kept.get("main/status") == Some(&json!("online"))
 }
 
+/// What a relay that has gone says of itself, but for since when.
+fn gone(reason: &str) -> Value {
+    let version = env!("CARGO_PKG_VERSION");
+    json!({"status": "offline", "health": "not working", "reason": reason, "version": version})
+}
+
+/// Whether that is the status of a relay that was stopped.
+fn is_stopped(status: &Value) -> bool {
+    let Value::Object(mut status) = status.clone() else { return false };
+    status.remove("since").is_some_and(|since| since.is_string())
+        && Value::Object(status) == gone("stopped")
+}
+
 /// Tells of the stream, the bot and a counter.
 fn tell_facts(sim: &Sim) {
     sim.publish("channel.stream.status", ROOM, json!({"isLive": true}));

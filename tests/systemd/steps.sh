@@ -77,6 +77,7 @@ systemd-run --quiet --collect --unit=sim \
 
 # ---- configure and start ------------------------------------------------------------------------
 
+cp "$CONFIG" /run/shipped.toml
 echo "$TOKEN" >/etc/astro-relay/main.jwt
 chmod 600 /etc/astro-relay/main.jwt
 cat >"$CONFIG" <<TOML
@@ -100,7 +101,7 @@ check "a token that only root can read is no reason for check to complain" astro
 check "the service does not start with it" bash -c "! systemctl start $UNIT"
 check "and the log names the way out" bash -c "journalctl -u $UNIT -o cat | grep -q 'permission denied.*LoadCredential='"
 # The way out, with the command of docs/install.md.
-sed -i -E '/^(ca|client_cert|client_key)_file/!s#^([a-z_]+)_file = "/etc/astro-relay/([^/"]+)"#\1_credential = "\2"#' "$CONFIG"
+sed -i -E '/^# The file is read again on every connection/d; /^(ca|client_cert|client_key)_file/!s#^([a-z_]+)_file = "/etc/astro-relay/([^/"]+)"#\1_credential = "\2"#' "$CONFIG"
 check "the secrets' directory makes check find a credential" env CREDENTIALS_DIRECTORY=/etc/astro-relay astro-relay check
 systemctl reset-failed "$UNIT"
 mkdir -p /etc/systemd/system/$UNIT.d
@@ -112,7 +113,13 @@ WatchdogSec=4
 CONF
 systemctl daemon-reload
 
-check "the service starts, and start returns when it is ready" systemctl start "$UNIT"
+# As after a reboot: it runs already, not configured, and a start would change nothing.
+cp "$CONFIG" /run/configured.toml
+cp /run/shipped.toml "$CONFIG"
+systemctl start "$UNIT"
+until_ok 10 "not configured, it runs" page_has "no channel is configured"
+cp /run/configured.toml "$CONFIG"
+check "the service starts with it, and restart returns when it is ready" systemctl restart "$UNIT"
 check "it is active" active
 check "it is an unprivileged user's process" test "$(stat -c %u "/proc/$(property MainPID)")" -ge 61184
 until_ok 20 "the status line counts subscriptions and sinks" \

@@ -165,6 +165,34 @@ async fn upgrade_welcome_and_responses_can_be_late() {
 }
 
 #[tokio::test]
+async fn an_answer_can_be_later_than_the_effect_of_its_command() {
+    let sim = start(Options::default()).await;
+    let late = Duration::from_millis(300);
+    sim.faults(|faults| faults.answer_delay = late);
+    let mut client = Client::welcomed(&sim).await;
+    let start = Instant::now();
+    for topic in ["channel.tips", "channel.follow"] {
+        let command = format!(
+            r#"{{"type":"subscribe","nonce":"{topic}","data":{{"topic":"{topic}","token":"t"}}}}"#
+        );
+        client.send(&command).await;
+    }
+    until("both are subscribed", SOON, async || {
+        (sim.connections()[0].subscriptions.len() == 2).then_some(())
+    })
+    .await;
+    sim.publish("channel.tips", ROOM, "1");
+    let seen = [client.json().await, client.json().await, client.json().await];
+    assert!(start.elapsed() >= late);
+    let kinds = seen.each_ref().map(|frame| frame["type"].as_str().unwrap());
+    assert_eq!(kinds, ["message", "response", "response"]);
+    assert_eq!(
+        (&seen[1]["nonce"], &seen[2]["nonce"]),
+        (&"channel.tips".into(), &"channel.follow".into())
+    );
+}
+
+#[tokio::test]
 async fn malformed_frames_are_as_malformed_as_asked_for() {
     let sim = start(Options::default()).await;
     let mut client = Client::welcomed(&sim).await;

@@ -420,6 +420,7 @@ async fn every_fault_can_be_caused_from_outside() {
         "upgrade_delay&ms=0",
         "welcome_delay&ms=0",
         "response_delay&ms=0",
+        "answer_delay&ms=0",
         "trickle&ms=0",
         "refuse&status=429&retry_after=2&times=1",
         "deaf&times=1",

@@ -69,13 +69,17 @@ fn call(kind: &str) -> String {
 }
 
 /// `--sink)` is followed by a line that completes files, the head of a command by its words.
+///
+/// The library spells the hyphen of a program's name in one way where it sets the command, and in another where
+/// it looks for it: no command would be found.
 fn bash(script: &str) -> String {
+    let script = script.replace("astro__subcmd__relay", "astro__relay");
     let mut lines: Vec<String> = script.lines().map(str::to_owned).collect();
     for at in 1..lines.len() {
         let Some((before, rest)) = lines.split_at_mut_checked(at) else { continue };
         let (Some(option), Some(line)) = (before.last(), rest.first_mut()) else { continue };
         for (command, kind) in ARGUMENTS {
-            let head = format!("astro__subcmd__relay__subcmd__{command})");
+            let head = format!("astro__relay__subcmd__{command})");
             if option.trim() == head
                 && let Some(words) = line.strip_suffix('"')
             {

@@ -569,6 +569,7 @@ mod tests {
             room: None,
             channel: "main".into(),
             token_type: TokenType::Jwt,
+            token_room: None,
         });
         let mut row = SubscriptionRow::new(0);
         row.slot = Slot::On(1);

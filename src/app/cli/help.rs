@@ -158,14 +158,13 @@ pub(super) fn sections() -> String {
          The configuration, where \\fB\\-\\-config\\fR names none: the first that exists.\n\
          .TP\n.I /var/lib/astro-relay/journal.db\n\
          The journal as the package configures it (\\fBjournal.dir\\fR).\n\
-         .TP\n.I /etc/astro-relay/credentials/\n\
-         Secrets that systemd hands to the service (\\fBLoadCredential=\\fR).\n\
          .SH ENVIRONMENT\n\
          .TP\n.B ASTRO_RELAY__SECTION__KEY\n\
          Any key of the configuration, over the file: \\fBASTRO_RELAY__SINKS__HOME__URL\\fR. A list is \
          comma-separated or JSON.\n\
          .TP\n.B CREDENTIALS_DIRECTORY\n\
-         Where \\fB*_credential\\fR keys find their files; systemd sets it.\n\
+         Where \\fB*_credential\\fR keys find their files; systemd sets it (\\fBLoadCredential=\\fR). For a \
+         command at a shell: \\fBsudo CREDENTIALS_DIRECTORY=/etc/astro\\-relay astro\\-relay check\\fR.\n\
          .TP\n.B ASTRO_RELAY_TOKEN\n\
          The token for \\fBinit\\fR.\n\
          .TP\n.B HTTPS_PROXY, ALL_PROXY, NO_PROXY\n\

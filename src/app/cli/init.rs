@@ -17,7 +17,9 @@ use std::{
 };
 
 pub(super) use self::interrupt::run_on_terminal;
-use self::plan::{EVERYBODY_READS, OWNER_ONLY, Secrets, make_dir, refuse_existing, write};
+use self::plan::{
+    EVERYBODY_READS, OWNER_ONLY, Secrets, is_service, make_dir, refuse_existing, write,
+};
 pub use self::plan::{FIRST_TOPICS, NewSink, Plan, Token};
 use super::connect::writable;
 use crate::{
@@ -215,7 +217,7 @@ pub(super) fn journal_dir(file: &Path) -> Option<PathBuf> {
 }
 
 fn instead_of(usual: &Path, file: &Path) -> Option<PathBuf> {
-    let usable = file.starts_with("/etc") || writable(usual).is_ok();
+    let usable = is_service(file) || writable(usual).is_ok();
     (!usable).then(|| file.with_file_name("journal"))
 }
 

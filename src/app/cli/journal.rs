@@ -8,7 +8,13 @@ mod dead_letters;
 mod events;
 mod replay;
 
-use std::{cell::OnceCell, io::Write as _, path::PathBuf, time::Duration};
+use std::{
+    cell::OnceCell,
+    fs,
+    io::{self, Write as _},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
 
@@ -93,13 +99,17 @@ impl Where {
             return Err(Failed::new(Failed::CONFIG, "the journal is in memory only (journal.dir)"));
         }
         let file = database(&dir);
-        if !file.exists() {
-            return Err(Failed::new(
-                Failed::IO,
-                format!("there is no journal at {}", file.display()),
-            ));
+        match fs::metadata(&file) {
+            Ok(_) => Ok(Store::open_reader(&dir)?),
+            Err(error) => {
+                let text = match error.kind() {
+                    io::ErrorKind::NotFound => format!("there is no journal at {}", file.display()),
+                    // Such as a directory of another user's.
+                    _ => format!("cannot open the journal at {}: {error}", file.display()),
+                };
+                Err(Failed::new(Failed::IO, text))
+            }
         }
-        Ok(Store::open_reader(&dir)?)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         supervisor::Outcome,
         systemd::{self, Manager},
     },
+    gateway::table,
     http::{Reloads, health::Health, relay_status::Snapshot},
 };
 
@@ -42,7 +43,10 @@ pub(super) fn run(source: &Source) -> Done {
         };
         let running = relay.run(stop.clone(), || {
             let snapshot = status.snapshot();
-            manager.on_tick(has_answered(&snapshot), &line(&snapshot, &status.health(&snapshot)));
+            manager.on_tick(
+                has_answered(&snapshot.gateway),
+                &line(&snapshot, &status.health(&snapshot)),
+            );
         });
         tokio::pin!(running, waiting);
         let outcome = tokio::select! {
@@ -61,10 +65,10 @@ pub(super) fn run(source: &Source) -> Done {
     })
 }
 
-/// Whether the gateway has answered, or there is none to ask.
-fn has_answered(snapshot: &Snapshot) -> bool {
-    let gateway = &snapshot.gateway;
-    gateway.connections.is_empty() || gateway.open_connections() > 0
+/// Whether the gateway has answered, or nothing is wanted of it: so with a member of a cluster that holds no
+/// channel.
+fn has_answered(gateway: &table::State) -> bool {
+    gateway.subscriptions.is_empty() || gateway.open_connections() > 0
 }
 
 /// `working: 3 of 3 subscriptions, 2 of 2 sinks up`, and the first thing that is wrong.
@@ -94,4 +98,40 @@ async fn reload_on(mut hangups: Signal, reloads: Option<Reloads>) -> std::conver
         }
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        astro::session::Subscription,
+        config::TokenType,
+        gateway::table::{ConnectionRow, Phase, SubscriptionRow},
+    };
+
+    #[test]
+    fn the_gateway_has_not_answered_before_a_connection_is_open() {
+        let mut gateway = table::State::default();
+        assert!(has_answered(&gateway), "nothing is wanted");
+        let tips = Subscription {
+            channel: "main".into(),
+            topic: "channel.tips".into(),
+            room: None,
+            token_type: TokenType::Jwt,
+            token_room: None,
+        };
+        gateway.subscriptions.insert(Arc::new(tips), SubscriptionRow::new(0));
+        assert!(!has_answered(&gateway), "there is no connection yet");
+        for (phase, answered) in [
+            (Phase::Dialing, false),
+            (Phase::Waiting, false),
+            (Phase::Open, true),
+            (Phase::Moving, true),
+        ] {
+            gateway.connections.insert(0, ConnectionRow { phase, ..ConnectionRow::default() });
+            assert_eq!(has_answered(&gateway), answered, "{phase:?}");
+        }
+    }
 }

@@ -157,8 +157,7 @@ fn error_text(body: &[u8], status: StatusCode, secrets: &[&Secret]) -> String {
         None if text.is_empty() || html => status.canonical_reason().unwrap_or("no reason").into(),
         None => text.to_owned(),
     };
-    let hidden = |said: String, secret: &&Secret| said.replace(secret.expose(), "…");
-    let said = secrets.iter().fold(said, hidden);
+    let said = secrets.iter().fold(said, |said, secret| secret.hidden_in(&said));
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     said.chars().map(plain).take(LONGEST_TEXT).collect()
 }

@@ -34,13 +34,14 @@ const PAGES: usize = 100;
 /// not listed are left out. So what brings nothing is asked for in the next form too.
 const FORMS: [Option<&[&str]>; 3] = [None, Some(DOCUMENTED), Some(LISTED)];
 
-/// The types of `channel.activities` in the documents of September 2026.
+/// The types of `channel.activities` in the documents of September 2026, and those of KICKs and Jewels, which
+/// the documents announce without naming them.
 const DOCUMENTED: &[&str] = &[
     "event", "follow", "tip", "communityGiftPurchase", "channelPointsRedemption", "sponsor",
     "superchat", "host", "raid", "subscriber", "cheer", "cheerPurchase", "charityCampaignDonation",
     "redemption", "merch", "fan", "supporter", "follower", "stars", "share", "videolike", "elixir",
     "purchase", "hypetrainStart", "hypetrainProgress", "hypetrainEnd", "giveaway", "sponsorship",
-    "sponsorshipPassive",
+    "sponsorshipPassive", "kicks", "jewels",
 ];
 
 /// Those of the `OpenAPI`.
@@ -103,11 +104,13 @@ pub struct Span<'a> {
 }
 
 /// A page of a history.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Page {
     pub items: Vec<HistoryItem>,
     /// Whether there may be more behind it.
     pub full: bool,
+    /// It has only types that the relay names, though all were asked for.
+    pub only_named_types: bool,
 }
 
 /// A history of a span of time.
@@ -115,8 +118,10 @@ pub struct Page {
 pub struct Listed {
     /// Oldest first.
     pub items: Vec<HistoryItem>,
-    /// Whether these are all of the span.
+    /// Whether these are all of the span, of their types.
     pub complete: bool,
+    /// They are only of types that the relay names, though all were asked for.
+    pub only_named_types: bool,
 }
 
 /// Which of [`FORMS`] has brought something.
@@ -150,14 +155,16 @@ impl Rest {
             return self.activities_page(credentials, span, Some(&types)).await;
         }
         let (mut form, mut is_known) = self.form.get();
-        let mut outcome = None;
+        let mut outcome: Option<Result<Page, RestError>> = None;
         while let Some(types) = FORMS.get(form) {
-            match self.activities_page(credentials, span, *types).await {
+            let page = self.activities_page(credentials, span, *types).await;
+            match page.map(|page| Page { only_named_types: types.is_some(), ..page }) {
                 Ok(page) if !page.items.is_empty() => {
                     self.form.set(form);
                     return Ok(page);
                 }
-                Ok(page) => outcome = Some(Ok(page)),
+                // The first of several that bring nothing names the fewest types.
+                Ok(page) => outcome = outcome.filter(Result::is_ok).or(Some(Ok(page))),
                 Err(error @ RestError::Refused { status: 400, .. }) => {
                     // A form that no longer works says nothing about the others.
                     is_known = false;
@@ -170,7 +177,7 @@ impl Rest {
             }
             form += 1;
         }
-        outcome.unwrap_or(Ok(Page { items: Vec::new(), full: false }))
+        outcome.unwrap_or_else(|| Ok(Page::default()))
     }
 
     async fn activities_page(
@@ -240,7 +247,8 @@ impl Rest {
         };
         let items = items.map_err(|error| RestError::Unreadable(error.into()))?;
         let full = items.len() >= PAGE;
-        Ok(Page { items: items.into_iter().filter_map(read_item).collect(), full })
+        let items = items.into_iter().filter_map(read_item).collect();
+        Ok(Page { items, full, only_named_types: false })
     }
 }
 
@@ -335,6 +343,7 @@ impl Pages {
         self.offset += PAGE;
         self.over = !page.full;
         self.listed.complete = self.over;
+        self.listed.only_named_types |= page.only_named_types;
         for item in page.items {
             // What moved to this page meanwhile says nothing of the order.
             if self.seen.insert(item.id.clone()) {
@@ -415,7 +424,7 @@ mod tests {
             let item = RawValue::from_string("{}".to_owned()).unwrap();
             HistoryItem { id: at.to_string(), kind: String::new(), at, item }
         };
-        Page { items: times.into_iter().map(item).collect(), full }
+        Page { items: times.into_iter().map(item).collect(), full, ..Page::default() }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The commands of a session: which is sent next, what an answer means, and what is asked again.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -10,9 +10,12 @@ use super::{
     subscription::{Entry, Nonce, RETRIED_SOON, is_failure},
     wire::{self, Response, Verb},
 };
-use crate::base::{
-    clock::UnixMillis,
-    text::{EXCERPT, excerpt},
+use crate::{
+    base::{
+        clock::UnixMillis,
+        text::{EXCERPT, excerpt},
+    },
+    config::Secret,
 };
 
 /// After `rate_limit_exceeded` the gateway wants quiet for this long (newer documents, FAQ).
@@ -28,6 +31,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(2);
 
 /// Longer than anybody waits for a subscription that failed.
 const RETRY_LONGEST: Duration = RETRIED_SOON.saturating_mul(2);
+
+/// What is shorter is no token of the gateway's, and may stand in any word.
+const SHORTEST_TOKEN: usize = 8;
 
 impl Session {
     /// Sends one command, if there is one to send: first what is given up, then what is wanted,
@@ -54,7 +60,6 @@ impl Session {
                 entry.nonces = [None, None];
                 if entry.may_be_subscribed() {
                     entry.set(SubscriptionState::Waiting, &mut effects.updates);
-                    self.rooms = None;
                 }
             }
         } else {
@@ -68,6 +73,7 @@ impl Session {
                     let refusal = Refusal::new("no_token", &excerpt(why, EXCERPT), wait, now);
                     refusal.log(&entry.wanted.subscription);
                     entry.set(SubscriptionState::Refused(refusal), &mut effects.updates);
+                    self.rooms = None;
                     return true;
                 }
             };
@@ -86,6 +92,7 @@ impl Session {
             entry.asked_at = Some(now);
             entry.set(SubscriptionState::Pending, &mut effects.updates);
         }
+        self.rooms = None;
         self.next_nonce = self.next_nonce.saturating_add(1);
         self.pace.sent(now);
         true
@@ -98,11 +105,15 @@ impl Session {
         now: Instant,
         effects: &mut Effects,
     ) {
-        let code = response.error.as_deref();
+        // Whatever it says, it may change what brings messages, and under which room.
+        self.rooms = None;
+        let code = response.error.as_deref().map(|code| self.without_tokens(code));
+        let code = code.as_deref();
         if code == Some("rate_limit_exceeded") {
             self.on_rate_limit(now, effects);
             return;
         }
+        let text = code.map(|_| self.without_tokens(&response.text)).unwrap_or_default();
         let nonce = self.nonce(&response.nonce);
         let named = |own: &Option<Nonce>| own.is_some() && *own == nonce;
         // An `unsubscribe` that failed is repeated like one that was not answered.
@@ -112,7 +123,7 @@ impl Session {
         let Some(index) = self.entries.iter().position(|entry| entry.nonces.iter().any(named))
         else {
             if let Some(code) = code {
-                debug!(code, text = response.text, "an error that belongs to no subscription");
+                debug!(code, text, "an error that belongs to no subscription");
             }
             return;
         };
@@ -122,7 +133,7 @@ impl Session {
             && entry.nonces[0] != nonce
         {
             // It has been asked for again since: the answer to that is waited for.
-            debug!(code, text = response.text, "an error that comes too late");
+            debug!(code, text, "an error that comes too late");
             entry.nonces[1] = None;
             return;
         }
@@ -133,7 +144,6 @@ impl Session {
             entry.confirmed_at = Some(received);
             let room = response.room.as_deref().map(Into::into);
             entry.set(SubscriptionState::Confirmed(room), &mut effects.updates);
-            self.rooms = None;
             return;
         };
         self.counts.refused += 1;
@@ -149,26 +159,33 @@ impl Session {
                 entry.set(SubscriptionState::Waiting, &mut effects.updates);
                 return;
             }
-            "err_unauthorized" => Some(self.config.retry_refused.0),
             // The documents speak of a limit on subscriptions a connection under this code. Where
             // nothing else is confirmed on the connection, another would not help.
-            "err_bad_request" if speaks_of_limit(&response.text) && others_confirmed => {
+            "err_bad_request" if speaks_of_limit(&text) && others_confirmed => {
                 info!(
                     subscriptions = self.entries.len(),
-                    text = response.text,
-                    "the gateway takes no more subscriptions on this connection"
+                    text, "the gateway takes no more subscriptions on this connection"
                 );
                 self.overflow(index, effects);
                 return;
             }
-            "err_bad_request" if speaks_of_limit(&response.text) => {
-                Some(self.config.retry_refused.0)
-            }
-            _ => None,
+            "err_bad_request" if !speaks_of_limit(&text) => None,
+            "invalid_message" | "invalid_message_type" => None,
+            // Also a code of which no document says that it is final.
+            _ => Some(self.config.retry_refused.0),
         };
-        let refusal = Refusal::by_gateway(code, &response.text, &entry.wanted, again, now);
+        let refusal = Refusal::by_gateway(code, &text, &entry.wanted, again, now);
         refusal.log(&entry.wanted.subscription);
         entry.set(SubscriptionState::Refused(refusal), &mut effects.updates);
+    }
+
+    /// Words of the gateway without the tokens that it was sent: some servers repeat them.
+    pub fn without_tokens(&self, words: &str) -> String {
+        let wanted = self.entries.iter().filter_map(|entry| entry.wanted.token.as_ref().ok());
+        let tokens: HashSet<&Secret> =
+            wanted.chain(self.leaving.iter().map(|leaving| &leaving.token)).collect();
+        let tokens = tokens.into_iter().filter(|token| token.expose().len() >= SHORTEST_TOKEN);
+        tokens.fold(words.to_owned(), |words, token| token.hidden_in(&words))
     }
 
     /// The command's number in a nonce; `None`: it is of another connection, or unknown.
@@ -226,6 +243,7 @@ impl Session {
 
     /// What is given up and was not answered, or failed, is given up again, a few times.
     pub(super) fn repeat_unsubscribes(&mut self, now: Instant) {
+        let before = self.leaving.len();
         self.leaving.retain_mut(|leaving| {
             let patience = patience(&self.config, leaving.attempts);
             if leaving.nonce.is_none() || leaving.asked_at.is_none_or(|at| now < at + patience) {
@@ -238,6 +256,9 @@ impl Session {
             }
             leaving.attempts < UNSUBSCRIBES
         });
+        if self.leaving.len() < before {
+            self.rooms = None;
+        }
     }
 
     pub(super) fn retry_refused(&mut self, now: Instant, effects: &mut Effects) {
@@ -246,6 +267,7 @@ impl Session {
                 && now >= *at
             {
                 entry.set(SubscriptionState::Waiting, &mut effects.updates);
+                self.rooms = None;
             }
         }
     }

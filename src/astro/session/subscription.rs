@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::{
+    astro::rest::is_channel_id,
     base::{
         clock::UnixMillis,
         text::{EXCERPT, excerpt},
@@ -29,6 +30,9 @@ pub struct Subscription {
     /// The room to ask for, if one is configured.
     pub room: Option<Arc<str>>,
     pub token_type: TokenType,
+    /// The channel that the token belongs to, where no room is configured and the token says it. It is not sent:
+    /// with another channel's token it is another subscription.
+    pub token_room: Option<Arc<str>>,
 }
 
 impl fmt::Display for Subscription {
@@ -179,6 +183,9 @@ pub(super) struct Entry {
     /// Its token has changed since it was asked for.
     pub(super) is_renewed: bool,
     pub(super) confirmed_at: Option<UnixMillis>,
+    /// The canonical room that it had before, on this connection or another one, with the same token or under
+    /// another label.
+    pub(super) named_before: Option<Arc<str>>,
 }
 
 impl Entry {
@@ -192,11 +199,14 @@ impl Entry {
             unanswered: 0,
             is_renewed: false,
             confirmed_at: None,
+            named_before: None,
         }
     }
 
     pub(super) fn set(&mut self, state: SubscriptionState, updates: &mut Vec<Update>) {
-        self.state = state;
+        if let SubscriptionState::Confirmed(room) = std::mem::replace(&mut self.state, state) {
+            self.named_before = room.filter(|_| !self.is_renewed);
+        }
         updates.push(self.update());
     }
 
@@ -218,12 +228,32 @@ impl Entry {
         self.state.is_waited_for() && !self.is_unanswered()
     }
 
-    /// The room that it has, or was asked for.
-    pub(super) fn room(&self) -> Option<&Arc<str>> {
-        match &self.state {
-            SubscriptionState::Confirmed(Some(canonical)) => Some(canonical),
-            _ => self.wanted.subscription.room.as_ref(),
+    /// It is asked for in the place of `left`: until the answer, what comes has the room of that.
+    pub(super) fn continues(&mut self, left: &Leaving) {
+        if self.named_before.is_none() && left.room != left.subscription.room {
+            self.named_before.clone_from(&left.room);
         }
+    }
+
+    /// The room that it has or had, or was asked for.
+    pub(super) fn room(&self) -> Option<&Arc<str>> {
+        self.named_room().or(self.wanted.subscription.room.as_ref())
+    }
+
+    /// The canonical room; where it is not confirmed, the one that it had before.
+    pub(super) fn named_room(&self) -> Option<&Arc<str>> {
+        match &self.state {
+            SubscriptionState::Confirmed(canonical) => canonical.as_ref(),
+            _ => self.named_before.as_ref(),
+        }
+    }
+
+    /// Whether it is known under which room its messages come. Until it is confirmed, what is asked for by a
+    /// name may come under another.
+    pub(super) fn is_room_known(&self) -> bool {
+        let asked = self.wanted.subscription.room.as_deref();
+        self.named_room().is_some()
+            || asked.is_some_and(|room| self.state.is_confirmed() || is_channel_id(room))
     }
 
     /// Whether the gateway may have it subscribed.

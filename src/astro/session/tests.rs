@@ -15,6 +15,7 @@ fn wanted(channel: &str, topic: &str, room: Option<&str>) -> Wanted {
             topic: topic.into(),
             room: room.map(Into::into),
             token_type: TokenType::Jwt,
+            token_room: None,
         }),
         token: Ok(Secret::new(JWT)),
     }
@@ -102,7 +103,7 @@ async fn each_error_has_its_consequence() {
         ("err_bad_request", "the name exceeds a limit", Some(300)),
         ("invalid_message", "", None),
         ("invalid_message_type", "", None),
-        ("err_from_the_future", "", None),
+        ("err_from_the_future", "", Some(300)),
     ];
     for (code, human, again) in cases {
         let (mut session, nonces, now) =
@@ -146,6 +147,31 @@ async fn a_refusal_says_what_is_odd_about_the_token() {
         assert!(!refusal.text.contains("k3y"), "{}", refusal.text);
         assert_eq!(refusal.text.contains("(the token"), expected.contains("(the token"), "{token}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_does_not_repeat_a_token() {
+    let secret = "apikey-SECRET-0123456789";
+    let wanted = vec![wanted_with(secret, "a", "t", None), wanted_with("no", "b", "t", None)];
+    let (mut session, nonces, now) = welcomed(wanted);
+    // At the end of an excerpt too, and of another label's subscription.
+    let long = format!("{} {secret}", "x".repeat(290));
+    let texts = [format!("invalid token {secret}"), long];
+    for (index, (nonce, text)) in nonces.iter().zip(texts).enumerate() {
+        let rest = format!(r#","error":"no {secret}","data":{{"message":"{text}"}}"#);
+        answer(&mut session, nonce, &rest, now);
+        let SubscriptionState::Refused(refusal) = state(&session, index) else { panic!("{text}") };
+        assert_eq!(&*refusal.code, "no …", "the other token is too short to be one");
+        assert!(!refusal.text.contains("apikey"), "{}", refusal.text);
+    }
+    // What is being left was sent with it too.
+    session.retain(|_| false);
+    session.leaving.push(Leaving::new(
+        &wanted_with(secret, "a", "t", None).subscription,
+        None,
+        &Secret::new(secret),
+    ));
+    assert_eq!(session.without_tokens(secret), "…");
 }
 
 #[tokio::test(start_paused = true)]
@@ -395,9 +421,129 @@ async fn what_comes_while_a_room_is_left_or_asked_for_belongs_to_its_channel() {
     assert_eq!(channel(&mut session, "two", now), "b");
     // It is taken up again before that, by another label too.
     session.add(vec![wanted("c", "t", Some("x")), wanted("d", "t", Some("two"))]);
-    assert_eq!(channel(&mut session, "x", now), "c");
+    for room in ["one", "x"] {
+        assert_eq!(channel(&mut session, room, now), "c", "its canonical room is known from a");
+    }
     assert_eq!(channel(&mut session, "two", now), "b", "what is confirmed comes first");
-    assert_eq!(channel(&mut session, "three", now), "");
+    assert_eq!(channel(&mut session, "three", now), "", "d is not asked for yet");
+}
+
+/// The rooms of two channels, as ids.
+const ONE: &str = "111111111111111111111111";
+const TWO: &str = "222222222222222222222222";
+
+/// Channel and room of a message of topic `t` with these fields.
+fn placed(session: &mut Session, fields: &str, now: Instant) -> (String, String) {
+    let message = format!(r#"{{"id":"1","type":"message","topic":"t"{fields}}}"#);
+    let place = Arc::clone(&text(session, &message, now).events[0].place);
+    (place.channel.to_string(), place.room.to_string())
+}
+
+fn place(channel: &str, room: &str) -> (String, String) {
+    (channel.into(), room.into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_a_room_is_not_guessed_to_be_the_only_confirmed_channels() {
+    let by_data = |room: &str| format!(r#","data":{{"channel":"{room}"}}"#);
+    let (mut session, nonces, now) =
+        welcomed(vec![wanted("a", "t", Some(ONE)), wanted("b", "t", Some(TWO))]);
+    // The answer to b is late.
+    answer(&mut session, &nonces[0], "", now);
+    assert_eq!(placed(&mut session, "", now), place("", ""));
+    assert_eq!(placed(&mut session, &by_data(ONE), now), place("a", ONE));
+    assert_eq!(placed(&mut session, &by_data(TWO), now), place("b", TWO));
+    assert!(session.unplaced(now).is_empty(), "an answer is still to come");
+    answer(&mut session, &nonces[1], "", now);
+    assert_eq!(placed(&mut session, "", now), place("", ""));
+    assert_eq!(session.unplaced(now), [Arc::<str>::from("t")]);
+    assert_eq!(session.take_counts().unplaced, 1);
+    assert!(session.unplaced(now + 600 * SECOND).is_empty());
+    // The answer to b's `unsubscribe` is late.
+    session.retain(|subscription| &*subscription.channel == "a");
+    let mut effects = Effects::default();
+    session.tick(now, &mut effects);
+    let nonces = self::nonces(&effects);
+    assert_eq!(placed(&mut session, "", now), place("", ""));
+    assert_eq!(placed(&mut session, &by_data(TWO), now), place("b", TWO));
+    answer(&mut session, &nonces[0], "", now);
+    assert_eq!(placed(&mut session, "", now), place("a", ONE));
+    assert!(session.unplaced(now).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_brings_nothing() {
+    let (mut session, nonces, now) =
+        welcomed(vec![wanted("a", "t", Some(ONE)), wanted("b", "t", Some(TWO))]);
+    answer(&mut session, &nonces[0], "", now);
+    answer(&mut session, &nonces[1], r#","error":"err_unauthorized""#, now);
+    assert_eq!(placed(&mut session, "", now), place("a", ONE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_before_the_answer_belongs_to_the_only_channel_whose_room_is_not_known() {
+    let in_room = |room: &str| format!(r#","room":"{room}""#);
+    for room in [None, Some("by_name")] {
+        let (mut session, nonces, now) =
+            welcomed(vec![wanted("a", "t", room), wanted("b", "t", Some(TWO))]);
+        assert_eq!(placed(&mut session, &in_room(ONE), now), place("a", ONE));
+        assert_eq!(placed(&mut session, &in_room(TWO), now), place("b", TWO));
+        answer(&mut session, &nonces[0], &format!(r#","data":{{"room":"{ONE}"}}"#), now);
+        assert_eq!(placed(&mut session, &in_room(ONE), now), place("a", ONE));
+        assert_eq!(placed(&mut session, &in_room("other"), now), place("", "other"));
+    }
+    let (mut session, _, now) = welcomed(vec![wanted("a", "t", None), wanted("b", "t", None)]);
+    assert_eq!(placed(&mut session, &in_room(ONE), now), place("", ONE), "a's or b's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_of_the_connection_before_is_known_until_the_answer() {
+    let wants = || ["a", "b"].map(|label| wanted_with(label, label, "t", None)).to_vec();
+    let in_room = |room: &str| format!(r#","room":"{room}""#);
+    let (mut before, nonces, now) = welcomed(wants());
+    for (nonce, room) in nonces.iter().zip([ONE, TWO]) {
+        answer(&mut before, nonce, &format!(r#","data":{{"room":"{room}"}}"#), now);
+    }
+    let mut after = Session::new(2, wants(), config(), now);
+    after.continue_rooms(&before.named_rooms());
+    let asked = nonces_of_welcome(&mut after, now);
+    assert_eq!(placed(&mut after, &in_room(TWO), now), place("b", TWO));
+    assert_eq!(after.named_rooms(), before.named_rooms(), "for the connection after this one too");
+    // The answer counts.
+    answer(&mut after, &asked[1], r#","data":{"room":"three"}"#, now);
+    assert_eq!(placed(&mut after, &in_room("three"), now), place("b", "three"));
+    assert_eq!(placed(&mut after, &in_room(TWO), now), place("", TWO));
+
+    // Another token may be another channel's.
+    let mut after = Session::new(3, vec![wanted_with("new", "a", "t", None)], config(), now);
+    after.continue_rooms(&before.named_rooms());
+    assert!(after.named_rooms().is_empty());
+    before.renew("a", &Secret::new("new"), &mut Effects::default());
+    assert_eq!(before.named_rooms().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renamed_label_has_the_room_of_the_one_before_until_the_answer() {
+    let in_room = |room: &str| format!(r#","room":"{room}""#);
+    // The room that is configured; the second label's room is not known either.
+    for room in [None, Some("by_name")] {
+        let (mut session, nonces, now) =
+            welcomed(vec![wanted("a", "t", room), wanted_with("bob's", "b", "t", None)]);
+        answer(&mut session, &nonces[0], &format!(r#","data":{{"room":"{ONE}"}}"#), now);
+        // Twice, the second time before there is an answer to the first.
+        for label in ["c", "d"] {
+            session.retain(|subscription| &*subscription.channel == "b");
+            session.add(vec![wanted(label, "t", room)]);
+            let asked = format!("subscribe t {}", room.unwrap_or("-"));
+            assert_eq!(said(&mut session, now), [asked], "nothing else is asked for");
+            assert_eq!(placed(&mut session, &in_room(ONE), now), place(label, ONE));
+        }
+        assert_eq!(placed(&mut session, &in_room(TWO), now), place("b", TWO));
+    }
+}
+
+fn nonces_of_welcome(session: &mut Session, now: Instant) -> Vec<String> {
+    nonces(&text(session, WELCOME, now))
 }
 
 /// The commands that are sent now: verb, topic and room.

@@ -96,6 +96,15 @@ pub(crate) fn own_id(topic: &str, data: &[u8]) -> Option<String> {
     with_members(data, |members| members.id().map(Cow::into_owned)).flatten()
 }
 
+/// The channel that the data of a message names, whose members were walked or not.
+pub(crate) fn channel_of(data: &[u8], members: Option<&Members<'_>>) -> Option<String> {
+    let channel = |members: &Members<'_>| members.channel().map(Cow::into_owned);
+    match members {
+        Some(members) => channel(members),
+        None => with_members(data, channel).flatten(),
+    }
+}
+
 fn data_digest(topic: &str, room: &str, data: &[u8]) -> u64 {
     [topic.as_bytes(), room.as_bytes(), data].into_iter().fold(0, |seed, part| xxh3(part, seed))
 }
@@ -193,13 +202,17 @@ impl<'a> Members<'a> {
         text(self.get("_id")).or_else(|| text(self.get("activityId")))
     }
 
+    fn channel(&self) -> Option<Cow<'a, str>> {
+        string(self.get("channel"))
+    }
+
     /// The vendor's id, and how it stands.
     fn happened(&self, topic: &str, room: &str) -> Option<(Box<str>, u64)> {
         let id = self.id()?;
         if matches!(text(self.get("isMock")).as_deref(), Some("true" | "1")) {
             return None;
         }
-        let channel = string(self.get("channel")).unwrap_or(room.into());
+        let channel = self.channel().unwrap_or(room.into());
         let mut state =
             [topic, &channel].into_iter().fold(0, |seed, part| xxh3(part.as_bytes(), seed));
         let about = std::iter::repeat_n(ABOUT, 4).flatten();

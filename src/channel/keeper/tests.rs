@@ -31,6 +31,7 @@ fn targets_of(room: &str, topics: &[&str]) -> Targets {
             topic: (*topic).into(),
             room: Some(Arc::clone(&room)),
             token_type: TokenType::Jwt,
+            token_room: None,
         })
     };
     let subscriptions = topics.iter().map(subscription).collect();

@@ -231,6 +231,25 @@ fn stream_bot_and_counters_are_state_and_a_time_out_is_not() {
 }
 
 #[test]
+fn a_status_with_a_new_field_that_is_not_boolean_is_a_status_all_the_same() {
+    let mut session = Session::default();
+    for (topic, data, name, status) in [
+        ("channel.stream.status", json!({"isLive": true}), "isLive", true),
+        ("channel.stream.status", json!({"isLive": false, "provider": "twitch"}), "isLive", false),
+        ("channel.chatbot.status", json!({"banned": true, "by": {"name": "ann"}}), "banned", true),
+    ] {
+        assert_eq!(session.fold(&event(topic, &data), 1).len(), 1, "{topic} {data}");
+        let found = elements(&session);
+        let fact = &found[topic.trim_start_matches("channel.")];
+        assert_eq!(fact[name], status, "{fact}");
+        assert!(fact.get("provider").is_none() && fact.get("by").is_none(), "{fact}");
+    }
+    assert_eq!(elements(&session)["stream.status"]["status"], "offline");
+    let other = event("channel.stream.status", &json!({"provider": "twitch"}));
+    assert_eq!(session.fold(&other, 2), [], "nothing that is so or not");
+}
+
+#[test]
 fn what_a_snapshot_includes_changes_nothing_when_it_is_folded_after_it() {
     let mut session = Session::default();
     let update = |session: &mut Session, amount: u64, seq: u64| {

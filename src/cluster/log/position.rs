@@ -20,6 +20,8 @@ pub(super) struct Queue {
     pub(super) stored: VecDeque<(Seq, UnixMillis)>,
     /// Events that are gone since the last one in the queue.
     pub(super) lost: u64,
+    /// How many of those that are gone are reported already: the first ones.
+    pub(super) reported: u64,
     /// The last that there is.
     pub(super) last: Seq,
 }
@@ -41,6 +43,48 @@ pub(super) struct Position {
 }
 
 impl Queue {
+    /// Messages that the sink has still to get, as far as that is known.
+    pub(super) fn waiting(&self) -> u64 {
+        let unread = self.last.saturating_sub(self.read);
+        unread.saturating_add(u64::try_from(self.stored.len()).unwrap_or(u64::MAX))
+    }
+
+    /// The last message that may still be handed out, or was.
+    pub(super) fn last(&self) -> Seq {
+        if self.last > self.read {
+            return self.last;
+        }
+        self.events.back().map_or(0, |(_, record)| record.seq)
+    }
+
+    /// The log begins with `first` and ends with `last`: what it has deleted unread is missing. Answers how many of
+    /// those that are missing are to be reported.
+    pub(super) fn check(&mut self, first: Seq, last: Seq) -> u64 {
+        self.last = self.last.max(last);
+        if first > self.read + 1 {
+            self.lost += first - 1 - self.read;
+            (self.read, self.read_stored) = (first - 1, 0);
+        }
+        let before_events: u64 = self.events.iter().map(|(lost, _)| lost).sum();
+        self.report(before_events + self.lost)
+    }
+
+    /// So many events are missing, from the first in the queue on: how many of those are to be reported.
+    pub(super) fn report(&mut self, missing: u64) -> u64 {
+        let count = missing.saturating_sub(self.reported);
+        self.reported += count;
+        count
+    }
+
+    /// Takes out what was handed out: all through `after`.
+    pub(super) fn pop(&mut self, after: Seq) {
+        while let Some((lost, record)) = self.events.pop_front_if(|(_, record)| record.seq <= after)
+        {
+            self.bytes = self.bytes.saturating_sub(record.event.weight());
+            self.reported = self.reported.saturating_sub(lost);
+        }
+    }
+
     /// When the log stored an event that is done now; 0: not known.
     pub(super) fn done(&mut self, seq: Seq) -> UnixMillis {
         let mut done = 0;
@@ -69,7 +113,51 @@ impl Position {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::base::event;
+
+    fn queue() -> Queue {
+        let event = event::own("t", &"".into(), &"".into(), &json!({}), 7);
+        let mut queue = Queue { read: 5, read_stored: 50, last: 7, ..Queue::default() };
+        queue.stored = [(4, 40), (5, 50)].into();
+        queue.events =
+            [(0, Arc::new(Record::new(4, event.clone()))), (3, Arc::new(Record::new(5, event)))]
+                .into();
+        queue
+    }
+
+    #[test]
+    fn a_sink_that_takes_nothing_sees_what_the_log_gets_and_deletes() {
+        let mut queue = queue();
+        assert_eq!(queue.waiting(), 4);
+        assert_eq!(queue.report(3), 3, "before the second");
+        assert_eq!(queue.check(3, 20), 0);
+        assert_eq!((queue.read, queue.read_stored, queue.waiting()), (5, 50, 17));
+        assert_eq!(queue.check(11, 20), 5);
+        assert_eq!((queue.read, queue.read_stored, queue.waiting()), (10, 0, 12));
+        assert_eq!(queue.check(11, 22), 0, "it is reported once");
+        assert_eq!(queue.check(9, 18), 0, "a server that is behind changes nothing");
+        assert_eq!((queue.read, queue.lost, queue.waiting()), (10, 5, 14));
+        // Of an empty log nothing is left.
+        assert_eq!(queue.check(23, 22), 12);
+        assert_eq!((queue.done(5), queue.waiting(), queue.last()), (50, 0, 5));
+    }
+
+    #[test]
+    fn what_is_missing_before_an_event_is_reported_with_it_or_before() {
+        let mut queue = queue();
+        assert_eq!(queue.check(8, 9), 5);
+        // The second is handed out, and taken.
+        assert_eq!(queue.report(3), 0);
+        queue.pop(5);
+        assert_eq!((queue.events.len(), queue.reported, queue.lost), (0, 2, 2));
+        // The next is read.
+        queue.lost += 4;
+        assert_eq!(queue.report(6), 4);
+        assert_eq!(queue.check(8, 9), 0);
+    }
 
     #[test]
     fn what_a_log_has_lost_is_what_the_destination_has_not_accepted() {

@@ -7,8 +7,9 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    base::{clock, event::Record},
+    base::event::Record,
     cluster::{Cluster, connection::Storage, gaps, message, parts, reading::Reading},
+    gateway::table::Table,
     sink::nats::headers::MESSAGE_ID,
 };
 
@@ -63,6 +64,15 @@ pub(super) type LoggedKeys = Arc<HashSet<Arc<str>>>;
 
 /// Whether another member held the channel of a gap all the time.
 pub(super) type IsCovered = Shared<BoxFuture<'static, bool>>;
+
+/// Whether a gap is covered. One that is not is this member's to publish, and counted here.
+pub(super) async fn is_covered(cluster: Cluster, table: Arc<Table>, record: Arc<Record>) -> bool {
+    let is_covered = gaps::is_covered(cluster, Arc::clone(&record)).await;
+    if !is_covered {
+        table.count_gap(&record.event);
+    }
+    is_covered
+}
 
 /// A member that may not be in step with the other holders of a channel.
 pub(super) struct Behind {
@@ -253,7 +263,7 @@ async fn keys_since(
     subject: String,
     age: Duration,
 ) -> Result<HashSet<Arc<str>>, async_nats::Error> {
-    let since = clock::ago(age + BEFORE).saturating_add_signed(cluster.ahead());
+    let since = cluster.clock().ago(age + BEFORE);
     let mut reading = Reading::headers_since(&storage.log, since, subject).await?;
     let mut keys = HashSet::new();
     while reading.pending > 0 {

@@ -89,6 +89,12 @@ impl Flight {
         Some((self.sent.pop_front()??, Outcome::Failed("NATS does not answer".into())))
     }
 
+    /// No answer is waited for any more.
+    pub(super) fn forget_all(&mut self) {
+        self.first += u64::try_from(self.sent.len()).unwrap_or(u64::MAX);
+        self.sent.clear();
+    }
+
     fn take(&mut self, message: &Message) -> Option<Sent> {
         let number: u64 = message.subject.strip_prefix(&*self.inbox)?.parse().ok()?;
         let index = usize::try_from(number.checked_sub(self.first)?).ok()?;

@@ -183,6 +183,7 @@ fn what_was_found_out_with_another_configuration_is_forgotten() {
         (row.unheard_in_a_row, row.rejected_in_a_row, row.considered) = (35, 3, 70);
         row.remarks = vec!["requests are not signed".to_owned()];
         row.next_attempt = Some(7);
+        (row.last_error, row.last_error_at) = (Some("connection refused".to_owned()), Some(7));
     });
     let config = json!({ "type": "stdout", "start": "earliest" });
     let config: SinkConfig = serde_json::from_value(config).unwrap();
@@ -194,6 +195,7 @@ fn what_was_found_out_with_another_configuration_is_forgotten() {
     let row = status.read(|now| now.sinks["out"].clone());
     assert_eq!((row.unheard_in_a_row, row.rejected_in_a_row, row.considered), (0, 0, 0));
     assert_eq!((row.remarks.len(), row.next_attempt), (0, None));
+    assert_eq!((row.last_error, row.last_error_at), (None, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,8 +232,10 @@ async fn a_rejected_event_is_set_aside_and_the_others_stay_in_flight() {
     assert_eq!(delivery.reader.cursor, 2);
     assert!(!delivery.flight.full && delivery.link.connected);
     let shown = row(&delivery);
-    assert_eq!((shown.state, shown.delivered, shown.dead_letters), ("up", 1, 1));
-    assert_eq!(shown.rejected_in_a_row, 1);
+    // Without a directory there are no dead letters.
+    assert_eq!((shown.state, shown.delivered, shown.lost), ("up", 1, 1));
+    assert_eq!((shown.rejected_in_a_row, shown.dead_letters), (1, 0));
+    assert_eq!(delivery.reader.source.last(), 3, "of a report there is no other");
     // With none accepted before it, and room only after it.
     delivery.flight.full = true;
     delivery.failure(&Failure::after(0, rejected()));
@@ -253,7 +257,7 @@ async fn an_event_of_several_messages_is_rejected_once() {
     delivery.failure(&Failure::after(0, rejected()));
     assert_eq!((numbers(&delivery), delivery.flight.handed), (vec![2], 0));
     let shown = row(&delivery);
-    assert_eq!((shown.dead_letters, shown.rejected_in_a_row), (1, 1));
+    assert_eq!((shown.lost, shown.rejected_in_a_row), (1, 1));
     assert_eq!(delivery.reader.cursor, 1);
 }
 
@@ -276,7 +280,7 @@ async fn what_was_not_in_flight_is_not_rejected() {
     let mut delivery = in_flight(&[0]);
     delivery.flight.handed = 0;
     delivery.failure(&Failure::after(0, rejected()));
-    assert_eq!((row(&delivery).state, row(&delivery).dead_letters), ("down", 0));
+    assert_eq!((row(&delivery).state, row(&delivery).lost), ("down", 0));
     assert_eq!(numbers(&delivery), [1]);
     assert!(!delivery.link.connected);
     // With nothing to send there is nothing to reject and nothing to wait for.
@@ -331,6 +335,45 @@ async fn after_a_failure_nothing_is_in_flight() {
             assert!(recorder.handle().render().contains("astro_relay_sink_up{sink=\"out\"} 1"));
         });
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_fails_is_given_back_unless_its_event_may_be_to_blame() {
+    // How many events were blamed before.
+    for (cause, blamed, given_back) in [
+        (busy(), 0, true),
+        (denied(), 0, true),
+        (Cause::Down("no answer".into()), 0, true),
+        (Cause::closed("reset"), 0, false),
+        (Cause::closed("reset"), 3, true),
+    ] {
+        let mut delivery = in_flight(&[0]);
+        delivery.flight.request = Some(Begun::Letter { number: 1, rejected: false });
+        for _ in 0..blamed {
+            delivery.suspicion.blamed();
+        }
+        let text = describe(&cause);
+        delivery.failure(&Failure::after(0, cause));
+        let flight = (delivery.flight.is_empty(), delivery.flight.request.is_none());
+        assert_eq!(flight, (given_back, given_back), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_stays_busy_and_accepts_nothing_is_not_up() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        let mut delivery = in_flight(&[0]);
+        for up in [1, 0] {
+            delivery.flight.handed = 1;
+            delivery.failure(&Failure::after(0, busy()));
+            assert_eq!(row(&delivery).state, "busy");
+            let text = recorder.handle().render();
+            let line = format!("astro_relay_sink_up{{sink=\"out\"}} {up}\n");
+            assert!(text.contains(&line), "{line}\n{text}");
+            delivery.row.show(|row| row.since -= 2 * 60 * 1000);
+        }
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -410,7 +453,7 @@ async fn an_accused_event_is_excused_by_a_close_with_nothing_in_flight() {
     delivery.flight.handed = 0;
     delivery.failure(&Failure::after(0, Cause::closed("reset")));
     delivery.try_accused().await;
-    assert_eq!((numbers(&delivery), row(&delivery).dead_letters), (vec![1], 0));
+    assert_eq!((numbers(&delivery), row(&delivery).lost), (vec![1], 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -147,6 +147,18 @@ fn what_is_too_old_is_skipped_and_the_rest_expires() {
 }
 
 #[test]
+fn what_somebody_asks_for_is_never_too_old_and_does_not_expire() {
+    let mut route = route(json!({"max_age": "30s"}));
+    for age in [10, 3600] {
+        let record = waited(&record("channel.tips", "main", "{}"), Duration::from_secs(age));
+        match route.render_of_any_age(&record) {
+            Rendered::Wanted(outgoing, _) => assert_eq!(outgoing.expires_in, None),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn the_wall_clock_makes_nothing_old_and_nothing_young() {
     for wrong in [0, clock::now() - 30 * 86_400_000, clock::now() + 30 * 86_400_000, u64::MAX] {
         let mut record = Record::clone(&record("channel.tips", "main", "{}"));

@@ -28,7 +28,7 @@ use crate::{
     base::{
         clock::{self, Moment, UnixMillis},
         event::Event,
-        metrics::{self, MESSAGES, RATE_LIMITED, REFUSALS, SKIPPED},
+        metrics::{self, MESSAGES, RATE_LIMITED, REFUSALS, SKIPPED, UNPLACED},
     },
 };
 
@@ -207,6 +207,7 @@ impl Connection {
         }
         let counts = self.session.take_counts();
         metrics::add(MESSAGES, counts.messages);
+        metrics::add(UNPLACED, counts.unplaced);
         metrics::add_for(SKIPPED, "reason", "invalid", counts.invalid);
         metrics::add_for(SKIPPED, "reason", "oversized", counts.oversized);
         metrics::add_for(SKIPPED, "reason", "binary", counts.binary);
@@ -319,7 +320,10 @@ impl Connection {
             Some(Ok(Message::Close(frame))) => {
                 let why = frame.map_or_else(
                     || "closed by the gateway".to_owned(),
-                    |frame| format!("closed by the gateway: {} {}", frame.code, frame.reason),
+                    |frame| {
+                        let reason = self.session.without_tokens(&frame.reason);
+                        format!("closed by the gateway: {} {reason}", frame.code)
+                    },
                 );
                 effects.ended.get_or_insert(Ended::Lost(why));
             }

@@ -15,7 +15,7 @@ use super::{Hub, Wants, connection::Connection};
 use crate::{
     astro::{
         dial::{DialError, Socket},
-        session::{Ended, Session},
+        session::{Ended, NamedRooms, Session},
     },
     base::{
         clock,
@@ -97,14 +97,22 @@ impl Handover {
         }
     }
 
-    /// Without a token, after a wait: everything is subscribed again.
-    pub(super) fn plain(link: u64, hub: &Arc<Hub>, wants: Wants, wait: Duration) -> Self {
+    /// Without a token, after a wait: everything is subscribed again. `named`: the rooms on the old connection.
+    pub(super) fn plain(
+        link: u64,
+        hub: &Arc<Hub>,
+        wants: Wants,
+        named: NamedRooms,
+        wait: Duration,
+    ) -> Self {
         let hub = Arc::clone(hub);
         let dialing = async move {
             clock::sleep(wait).await;
             let (socket, wanted) = tokio::join!(hub.dialer.dial(None), hub.credentials(&wants));
             let (number, config) = (hub.next_connection(), Arc::clone(&hub.config));
-            Ok((socket?, Session::new(number, wanted, config, Instant::now())))
+            let mut session = Session::new(number, wanted, config, Instant::now());
+            session.continue_rooms(&named);
+            Ok((socket?, session))
         };
         Self::new(link, None, Box::pin(dialing), wait)
     }

@@ -22,7 +22,13 @@ pub(super) fn hub() -> Hub {
 pub(super) fn session(topics: &[&str]) -> Session {
     let wanted = topics.iter().map(|topic| {
         let (channel, topic) = ("main".into(), (*topic).into());
-        let one = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
+        let one = Subscription {
+            channel,
+            topic,
+            room: None,
+            token_type: TokenType::Jwt,
+            token_room: None,
+        };
         Wanted { subscription: Arc::new(one), token: Ok(Secret::new("t")) }
     });
     Session::new(1, wanted.collect(), Arc::default(), Instant::now())

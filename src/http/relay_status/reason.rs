@@ -25,6 +25,8 @@ pub enum Reason<'a> {
     Connection(u64, &'a ConnectionRow),
     /// Some of what comes on a connection cannot be relayed.
     Unreadable(u64, &'a str),
+    /// Messages of this topic come on a connection that belong to no channel: several come into question.
+    Unplaced(u64, &'a str),
     /// With the time at which it is tried again, if it is refused.
     Subscription(&'a Subscription, &'a SubscriptionState, Option<UnixMillis>),
     LeftOut(&'a Subscription),
@@ -58,6 +60,11 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "connection {number} to Astro: {why}")
             }
             Self::Unreadable(number, why) => write!(f, "connection {number} to Astro: {why}"),
+            Self::Unplaced(_, topic) => write!(
+                f,
+                "messages of {topic} do not say of which channel they are, and several channels have \
+                 this topic: they reach none"
+            ),
             Self::Subscription(subscription, SubscriptionState::Refused(refusal), _) => {
                 write!(f, "subscription {subscription} refused: {} {}", refusal.code, refusal.text)
             }
@@ -112,26 +119,27 @@ impl Reason<'_> {
         self.state() == State::Working
     }
 
-    /// As health lists it.
-    pub(super) fn listed(&self) -> health::Reason {
+    /// As health lists it. `admin`: `http.admin_token` is configured, without which nothing can be retried.
+    pub(super) fn listed(&self, admin: bool) -> health::Reason {
         health::Reason {
             kind: self.kind(),
             state: self.state(),
             about: self.about(),
             what: self.to_string(),
             since: self.since().unwrap_or(0),
-            action: self.action(),
+            action: self.action(admin),
             link: self.link(),
             next_attempt: self.next_attempt(),
         }
     }
 
     /// Every kind, for the metrics: a kind that is over is 0 there, and not what it was.
-    pub(in crate::http) const KINDS: [&'static str; 20] = [
-        "connection", "unreadable", "subscription_refused", "subscription_pending",
-        "subscription_left_out", "subscription_silent", "token", "token_expires", "token_doubtful",
-        "session", "sink", "task", "events_lost", "condition_fails", "no_receivers",
-        "nothing_matched", "dead_letters", "cluster", "unconfigured", "configuration_rejected",
+    pub(in crate::http) const KINDS: [&'static str; 21] = [
+        "connection", "unreadable", "channel_unknown", "subscription_refused",
+        "subscription_pending", "subscription_left_out", "subscription_silent", "token",
+        "token_expires", "token_doubtful", "session", "sink", "task", "events_lost",
+        "condition_fails", "no_receivers", "nothing_matched", "dead_letters", "cluster",
+        "unconfigured", "configuration_rejected",
     ];
 
     /// A stable word for its sort.
@@ -140,6 +148,7 @@ impl Reason<'_> {
         match self {
             Self::Connection(..) => "connection",
             Self::Unreadable(..) => "unreadable",
+            Self::Unplaced(..) => "channel_unknown",
             Self::Subscription(_, SubscriptionState::Refused(_), _) => "subscription_refused",
             Self::Subscription(..) | Self::NotAsked(_) => "subscription_pending",
             Self::LeftOut(_) => "subscription_left_out",
@@ -178,6 +187,7 @@ impl Reason<'_> {
             Self::Connection(number, _) | Self::Unreadable(number, _) => {
                 json!({ "connection": number })
             }
+            Self::Unplaced(number, topic) => json!({ "connection": number, "topic": topic }),
             Self::Subscription(subscription, ..)
             | Self::LeftOut(subscription)
             | Self::Silent(subscription, ..) => {
@@ -222,7 +232,7 @@ impl Reason<'_> {
         }
     }
 
-    fn action(&self) -> String {
+    fn action(&self, admin: bool) -> String {
         use status::Reason as Of;
         match self {
             Self::Connection(..) => {
@@ -233,6 +243,11 @@ impl Reason<'_> {
             Self::Unreadable(..) => {
                 "raise astro.max_message_size if messages are too large; else report the excerpt in \
                  the log"
+                    .into()
+            }
+            Self::Unplaced(..) => {
+                "set room to the channel's id in each of these channels; where the messages name none at \
+                 all, keep the topic in one channel only, or run a relay for each"
                     .into()
             }
             Self::Subscription(subscription, SubscriptionState::Refused(refusal), _) => {
@@ -257,11 +272,11 @@ impl Reason<'_> {
                  wait until the REST API answers: the session is fetched again by itself"
             ),
             Self::LeftOut(_) => "raise astro.max_connections, or subscribe fewer topics".into(),
-            Self::Sink(Of::Sink(name, sink)) => of_sink(name, sink.state),
+            Self::Sink(Of::Sink(name, sink)) => of_sink(name, sink.state, admin),
             Self::Sink(Of::Task(name, _)) => match name.strip_prefix("state of sink ") {
                 Some(sink) => format!(
-                    "fix the destination or the login; it is tried again by itself, at once with \
-                     `astro-relay retry {sink}`"
+                    "fix the destination or the login; it is tried again by itself{}",
+                    at_once(sink, admin)
                 ),
                 None => "see docs/operating.md, \"What to do when\"".into(),
             },
@@ -305,6 +320,7 @@ impl Reason<'_> {
         match self {
             Self::Connection(..)
             | Self::Unreadable(..)
+            | Self::Unplaced(..)
             | Self::Subscription(..)
             | Self::LeftOut(_)
             | Self::Silent(..)
@@ -347,14 +363,23 @@ pub fn about_refusal(subscription: &Subscription, code: &str) -> String {
     }
 }
 
+/// How a sink need not be waited for.
+fn at_once(sink: &str, admin: bool) -> String {
+    if admin { format!(", at once with `astro-relay retry {sink}`") } else { String::new() }
+}
+
 /// What to do about a sink in that state.
-fn of_sink(name: &str, state: &str) -> String {
+fn of_sink(name: &str, state: &str, admin: bool) -> String {
+    let at_once = at_once(name, admin);
     match state {
         "held" => format!(
             "correct the login, permission or address, or make room (see the reason); it goes on by \
-             itself, at once with `astro-relay retry {name}`"
+             itself{at_once}"
         ),
         "rejecting" => format!("astro-relay dead-letters list --sink {name}: it says why"),
+        "gone" if !admin => {
+            "remove the sink, or fix the receiver: it is tried again once an hour".into()
+        }
         "gone" => {
             format!("remove the sink, or fix the receiver and run `astro-relay retry {name}`")
         }
@@ -362,8 +387,29 @@ fn of_sink(name: &str, state: &str) -> String {
         "connecting" => "nothing: it is being connected".into(),
         "failed" => "report the message; a reload or restart tries at once".into(),
         _ => format!(
-            "fix the destination; delivery resumes by itself, at once with `astro-relay retry {name}`, \
-             and events wait in the journal"
+            "fix the destination; delivery resumes by itself{at_once}, and events wait in the journal"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_is_advised_only_where_there_is_an_admin_token() {
+        for state in ["down", "held", "gone"] {
+            let sink = status::Sink { state, ..status::Sink::default() };
+            let reason = Reason::Sink(status::Reason::Sink("home", &sink));
+            for admin in [true, false] {
+                let action = reason.listed(admin).action;
+                assert_eq!(action.contains("astro-relay retry home"), admin, "{state}: {action}");
+            }
+        }
+        let reason = Reason::Sink(status::Reason::Task("state of sink home", "refused"));
+        for admin in [true, false] {
+            let action = reason.listed(admin).action;
+            assert_eq!(action.contains("astro-relay retry home"), admin, "{action}");
+        }
     }
 }

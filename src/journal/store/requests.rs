@@ -22,6 +22,9 @@ use crate::{
 /// What a dead letter costs beside its texts: its other columns and its place in the database.
 const OVERHEAD: u64 = 256;
 
+/// Bytes of the newest that are listed, about.
+const NEWEST_BYTES: u64 = 4 * 1024 * 1024;
+
 /// Its own columns, and behind them those of the event; the last is NULL in those of a former version.
 const COLUMNS: &str = "number, sink, at, reason, retry, seq, received, origin, id, key, topic, room, channel, \
      ts, data_start, data_end, message, crc, time";
@@ -170,17 +173,17 @@ pub(crate) enum LetterChange {
 impl Store {
     /// Dead letters, oldest first; of one sink, or of all.
     pub fn dead_letters(&self, sink: Option<&str>) -> Result<Vec<DeadLetter>, StoreError> {
-        self.letters("?1 IS NULL OR sink = ?1 ORDER BY number", params![sink])
+        self.letters("?1 IS NULL OR sink = ?1 ORDER BY number", params![sink], u64::MAX)
     }
 
-    /// The newest dead letters, newest first; of one sink, or of all: at most `limit`.
+    /// The newest dead letters, newest first; of one sink, or of all: at most `limit`, and of a few MiB.
     pub fn newest_dead_letters(
         &self,
         sink: Option<&str>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         let which = "?1 IS NULL OR sink = ?1 ORDER BY number DESC LIMIT ?2";
-        self.letters(which, params![sink, from_usize(limit)])
+        self.letters(which, params![sink, from_usize(limit)], NEWEST_BYTES)
     }
 
     /// Dead letters of `sink` that somebody wants to be tried again, oldest first: at most `limit`.
@@ -190,17 +193,28 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
         let which = "sink = ?1 AND retry ORDER BY number LIMIT ?2";
-        self.letters(which, params![sink, from_usize(limit)])
+        self.letters(which, params![sink, from_usize(limit)], u64::MAX)
     }
 
-    fn letters(&self, which: &str, params: impl Params) -> Result<Vec<DeadLetter>, StoreError> {
+    /// Ends behind the first that exceeds `most` bytes of them all.
+    fn letters(
+        &self,
+        which: &str,
+        params: impl Params,
+        most: u64,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM dead_letters WHERE {which}");
         let mut statement = self.db.prepare_cached(&sql)?;
         let mut places = Places::default();
         let mut rows = statement.query(params)?;
         let mut letters = Vec::new();
-        while let Some(row) = rows.next()? {
-            letters.extend(letter(row, &self.ages, &mut places));
+        let mut bytes = 0;
+        while bytes <= most
+            && let Some(row) = rows.next()?
+        {
+            let Some(letter) = letter(row, &self.ages, &mut places) else { continue };
+            bytes += letter.bytes();
+            letters.push(letter);
         }
         Ok(letters)
     }

@@ -134,10 +134,12 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let Some(dir) = shared.dir() else { return Ok(()) };
         self.upkeep.written_since = 0;
-        let (delivered, held, moved) = {
+        let config = &shared.config;
+        let (delivered, history, held, moved) = {
             let memory = self.shared.lock();
+            let history = memory.history_through(config.keep_delivered.0);
             let held = memory.marked(memory.numbers.written).events;
-            (memory.delivered(), held, memory.moved_on_disk())
+            (memory.delivered(), history, held, memory.moved_on_disk())
         };
         if self.is_to_be_cut(dir) {
             self.cut_log(dir)?;
@@ -146,10 +148,9 @@ impl Writer {
         if store.unmoved_log()? > CHECKPOINT {
             self.syncing.move_log();
         }
-        let config = &shared.config;
         // Too old for any sink; and delivered, and too old for history.
         store.remove_older(config.max_age.0, Seq::MAX, &moved)?;
-        store.remove_older(config.keep_delivered.0, delivered, &moved)?;
+        store.remove_older(config.keep_delivered.0, history, &moved)?;
         let mut size = store.size()?;
         if size > config.max_size.0 {
             // What are no events has budgets of its own.

@@ -11,7 +11,7 @@ use super::{
     maintenance::{CUT_AGAIN, SHORTEST_LOG, log_space},
 };
 use crate::{
-    base::event::Seq,
+    base::{event::Seq, sync::lock},
     config::Sync,
     journal::{
         Health, directory,
@@ -92,15 +92,18 @@ impl Writer {
 
     /// Opens the files for the first time, after events were taken in: what stands in them is from
     /// before. Sinks have gone on with what is new, so that what they had still to get of the old is
-    /// handed to them as by a replay, but as it is: nobody asked to have it once more. Nothing in memory
-    /// changes before all that can fail is done.
+    /// handed to them as by a replay, but as it is: nobody asked to have it once more. What publishes in the
+    /// log of a cluster begins again with the old. Nothing in memory changes before all that can fail is done.
     fn open_late(&mut self, dir: &Path) -> Result<(), StoreError> {
         let first = self.shared.lock().numbers.runs.first().map_or(1, |(first, _)| *first);
         let always_sync = self.shared.config.sync == Sync::Always;
-        let (store, files, found, _) = open::open_files(dir, always_sync, Some(first))?;
+        let (store, files, found, opened) = open::open_files(dir, always_sync, Some(first))?;
+        // The files say it once: from now on they say that the relay runs.
+        lock(&self.shared.last_run).found(opened);
         let mut reader = Store::open_reader(dir)?;
         reader.set_ages(files.ages.clone());
         let before = store.last_kept()?.min(first.saturating_sub(1));
+        let published = found.published();
         self.adopt_found(&store, found, before)?;
         self.adopt(store, files);
         if let Some(old) = &self.shared.reader {
@@ -109,6 +112,10 @@ impl Writer {
         let mut memory = self.shared.lock();
         memory.disk.health = Health::Sound;
         memory.disk.corrupt = false;
+        if let Some(published) = published {
+            // Not before the files can be read.
+            memory.put_back(published, before);
+        }
         self.shared.publish(&memory);
         drop(memory);
         self.shared.signals.requests.send_modify(|count| *count += 1);

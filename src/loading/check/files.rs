@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use serde_json::Value;
 
 use crate::{
@@ -214,8 +214,8 @@ fn open_to_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|file| file.mode() & OTHERS_READ != 0)
 }
 
-/// Certificates and keys that cannot be used as they are now. A sink waits for its own; the gateway
-/// is what everything is for.
+/// Certificates and keys that cannot be used as they are now, and keys that others can read. A sink waits for
+/// its own; the gateway is what everything is for.
 fn certificates(found: &mut Findings, config: &Config) {
     let path = |sink: &SinkConfig, key: &str| {
         sink.settings.get(key).and_then(Value::as_str).map(PathBuf::from)
@@ -231,11 +231,19 @@ fn certificates(found: &mut Findings, config: &Config) {
         return;
     }
     let reads = wanted.iter().map(|(_, [ca, cert, key])| {
-        tls::client_config(ca.as_deref(), cert.as_deref(), key.as_deref())
+        let is_open = async move {
+            let Some(key) = key else { return false };
+            files::read(key).await.is_ok_and(|content| content.open_to_others)
+        };
+        join(tls::client_config(ca.as_deref(), cert.as_deref(), key.as_deref()), is_open)
     });
     // Without a thread to read with, connecting tells.
     let Ok(outcomes) = files::blocking(join_all(reads)) else { return };
-    for ((sink, files), outcome) in wanted.iter().zip(outcomes) {
+    for ((sink, files), (outcome, is_open)) in wanted.iter().zip(outcomes) {
+        if let (Some(name), true) = (sink, is_open) {
+            let message = "the private key can be read by every user: chmod 600";
+            found.warn(&["sinks", name, "client_key_file"], message);
+        }
         let Err(error) = outcome else { continue };
         let [ca, ..] = files;
         let key = if ca.is_some() { "ca_file" } else { "client_cert_file" };

@@ -274,6 +274,29 @@ fn what_works_but_is_hardly_meant_is_a_warning() {
     assert_eq!(warnings("[astro]\nurl=\"ws://127.0.0.1:1\"").len(), 2, "no channel and no sink");
 }
 
+#[test]
+fn a_private_key_that_every_user_can_read_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let certs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/certs");
+    let (cert, key) = (certs.join("client.pem"), dir.path().join("client.key"));
+    std::fs::copy(certs.join("client.key"), &key).unwrap();
+    let text = format!(
+        "{LEAST}[sinks.a]\ntype = \"mqtt\"\nurl = \"mqtts://b\"\n\
+         client_cert_file = {cert:?}\nclient_key_file = {key:?}\n"
+    );
+    for (mode, expected) in [(0o644, true), (0o640, false)] {
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        let sources = Sources { env: env(&[("TOKEN", "t")]), ..sources(&text) };
+        let sources = Sources { resolve_secrets: true, ..sources };
+        let warnings = load(&sources).unwrap().warnings;
+        let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        let warned = "sinks.a.client_key_file: the private key can be read by every user";
+        let found = warnings.iter().any(|warning| warning.contains(warned));
+        assert_eq!(found, expected, "{mode:o}: {warnings:?}");
+    }
+}
+
 /// Two sinks that take commands.
 fn commanded(first: &str, second: &str) -> String {
     let sink = |name: &str, more: &str| {

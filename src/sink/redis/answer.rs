@@ -7,7 +7,10 @@
 
 use redis::{ErrorKind, RedisError};
 
-use crate::sink::Cause;
+use crate::{config::Secret, sink::Cause};
+
+/// Behind this, a server that does not know a command repeats what it was sent: an event, a password.
+const REPEATED: &str = ", with args beginning with";
 
 /// What the command was about that the server answered with an error.
 #[derive(Debug, Clone, Copy)]
@@ -22,10 +25,8 @@ pub(crate) enum About<'a> {
 
 /// What an error of the library hindered: with the server's own words where it has answered.
 pub(crate) fn cause(error: &RedisError, about: About<'_>) -> Cause {
-    match error.code() {
-        Some(code) => {
-            cause_of_text(&format!("{code} {}", error.detail().unwrap_or_default()), about)
-        }
+    match words(error) {
+        Some(words) => cause_of_text(&words, about),
         None if error.kind() == ErrorKind::AuthenticationFailed => {
             Cause::Denied { reason: format!("the server does not accept the login: {error}") }
         }
@@ -36,6 +37,19 @@ pub(crate) fn cause(error: &RedisError, about: About<'_>) -> Cause {
     }
 }
 
+/// What a refused login means: without the password, which some servers repeat.
+pub(crate) fn of_login(error: &RedisError, password: &Secret) -> Cause {
+    match words(error) {
+        Some(words) => cause_of_text(&password.hidden_in(&words), About::Server),
+        None => cause(error, About::Server),
+    }
+}
+
+/// The server's own words, where it has answered.
+fn words(error: &RedisError) -> Option<String> {
+    error.code().map(|code| format!("{code} {}", error.detail().unwrap_or_default()))
+}
+
 /// Whether the server ended a connection that stood.
 fn was_closed(error: &RedisError) -> bool {
     error.is_connection_dropped() && !error.is_connection_refusal() && !error.is_timeout()
@@ -43,6 +57,7 @@ fn was_closed(error: &RedisError) -> bool {
 
 /// What an answer such as `OOM command not allowed …` means.
 pub(crate) fn cause_of_text(words: &str, about: About<'_>) -> Cause {
+    let words = words.split_once(REPEATED).map_or(words, |(words, _)| words);
     let words = words.trim_start_matches('-').trim();
     let wait = || Cause::Busy { wait: None, reason: words.to_owned() };
     let down = |what: &str| Cause::Down(format!("{what}: {words}").into());
@@ -211,6 +226,21 @@ mod tests {
             assert_eq!(kind(&cause_of_text(words, ONLY)), expected, "{words}");
             assert_eq!(kind(&cause_of_text(&format!("-{words}"), ONLY)), expected, "{words}");
         }
+    }
+
+    #[test]
+    fn what_a_server_repeats_is_not_repeated() {
+        let words = "ERR unknown command 'AUTH', with args beginning with: 'bob' 'tok-canary' ";
+        let Cause::Denied { reason } = cause_of_text(words, About::Server) else { panic!() };
+        assert!(reason.contains("'AUTH'") && !reason.contains("tok-canary"), "{reason}");
+    }
+
+    #[test]
+    fn a_refused_login_does_not_show_the_password() {
+        let words = "invalid password tok-canary of bob".to_owned();
+        let error = redis::make_extension_error("ERR".into(), Some(words));
+        let cause = of_login(&error, &Secret::new("tok-canary")).to_string();
+        assert!(!cause.contains("tok-canary"), "{cause}");
     }
 
     #[test]

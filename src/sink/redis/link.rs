@@ -207,7 +207,9 @@ impl Access {
         if let Some(password) = &self.password {
             let mut login = redis::cmd("AUTH");
             login.arg(settings.user.as_ref()).arg(password.expose());
-            link.request(&login).await?;
+            let answer = link.connection().req_packed_command(&login).await;
+            let refused = |error: RedisError| answer::of_login(&error, password);
+            answer.and_then(Value::extract_error).map_err(refused)?;
         }
         if db != 0 {
             link.request(redis::cmd("SELECT").arg(db)).await?;

@@ -7,7 +7,10 @@ use astro_relay::base::clock;
 use astro_sim::{MessageIds, Options};
 use tokio::time::Instant;
 
-use super::bench::{Bench, Counted, LEASE, PATIENCE, SINKS, Shape, WINDOW};
+use super::{
+    bench::{Bench, Counted, LEASE, PATIENCE, SINKS, Shape, WINDOW},
+    members::counted_gaps,
+};
 use crate::support::{
     daemon::Relay,
     journal::{long, say},
@@ -95,6 +98,9 @@ async fn a_cluster_withstands_what_happens_to_members() {
         sent = killed_often(&mut bench, sent).await;
     }
     assert_eq!(bench.gaps().await, 0, "another holder stood all the time\n{}", bench.logs());
+    for relay in &bench.relays {
+        assert_eq!(counted_gaps(relay).await, (vec![], vec![]), "{}", relay.log());
+    }
     say(&format!("{sent} messages in all"));
 }
 

@@ -436,6 +436,36 @@ async fn a_sink_that_waits_for_room_goes_on_after_a_retry_of_its_dead_letters() 
     assert_eq!(accepted, (0..EVENTS).collect::<Vec<_>>(), "{}", relay.log());
 }
 
+/// The destination neither accepts nor rejects it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retried_dead_letter_that_is_not_accepted_holds_up_no_new_event() {
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let [mut relay, _] = pair(&small, &server.url(), "");
+    relay.start();
+    relay.ready().await;
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    small.load(0, 1).await;
+    knows(&relay, 1).await;
+    small.receiver.number(0, Answer::Status(503));
+    small.receiver.room(&room(0), None);
+    command(&relay, &["dead-letters", "retry"]).await;
+    until("it is tried", PATIENCE, async || (small.receiver.numbers().len() > 1).then_some(()))
+        .await;
+    small.load(1, 5).await;
+    until("the new events arrive", PATIENCE, async || {
+        (small.receiver.accepted().len() == 5).then_some(())
+    })
+    .await;
+    command(&relay, &["dead-letters", "drop", "--yes"]).await;
+    knows(&relay, 0).await;
+    until("nothing is wrong", PATIENCE, async || {
+        let status = status(&relay).await?;
+        (status["pages"]["sinks"]["hook"]["state"] == "up").then_some(())
+    })
+    .await;
+}
+
 /// A log that was made again gives its positions to other events: the letters of the first ones stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_letter_is_not_replaced_by_that_of_another_event_at_its_position() {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
+use astro_sim::Load;
 use async_nats::{
     ConnectOptions,
     jetstream::{self, Context, kv::Store, stream::Stream},
@@ -10,7 +11,7 @@ use futures_util::TryStreamExt as _;
 use serde_json::Value;
 
 use super::{
-    bench::{PATIENCE, room},
+    bench::{PATIENCE, TOPIC, room},
     letters::knows,
     members::{arrived, begun, gaps, page, published},
     setup::{Small, says},
@@ -174,6 +175,57 @@ async fn what_a_sink_had_still_to_get_of_a_log_that_was_deleted_is_a_gap() {
     assert!(in_time, "{all:?}\n{}", relay.log());
     assert_eq!(all, (0..5).chain(15..20).collect::<Vec<_>>(), "{}", relay.log());
     assert!(!relay.log().contains(FOUND), "it is said once\n{}", relay.log());
+}
+
+/// How many events health says that the sink has lost.
+async fn lost(relay: &Relay) -> Option<u64> {
+    let answer = relay.get("/readyz").await?;
+    let (before, _) = answer.split_once(" events lost, the log no longer holds them")?;
+    before.rsplit(' ').next()?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_log_deletes_under_a_sink_that_is_down_is_said_meanwhile() {
+    // More than is read ahead for a sink, and what the log has space for.
+    const EVENTS: u64 = 500;
+    const MORE: u64 = 100;
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let cluster = format!("url = {url:?}\nmember = \"a\"\nmax_size = \"1MiB\"");
+    let mut relay = small.member(&cluster, "window = 16\nbackoff_max = \"1s\"");
+    relay.start();
+    relay.ready().await;
+    small.receiver.room(&room(0), Some(Answer::Status(503)));
+    let load = Load {
+        messages: EVENTS,
+        rate: Some(200),
+        topic: TOPIC.into(),
+        rooms: vec![room(0)],
+        size: 16 * 1024,
+        ..Load::default()
+    };
+    small.sim.load(&load).await;
+    says(&relay, " events lost, the log no longer holds them").await;
+    let first = lost(&relay).await.unwrap();
+    small.sim.load(&Load { first: EVENTS, messages: MORE, ..load }).await;
+    let growing = until("more are lost", PATIENCE * 2, async || {
+        lost(&relay).await.filter(|count| *count > first)
+    });
+    assert!(tokio::time::timeout(PATIENCE, growing).await.is_ok(), "{first}\n{}", relay.log());
+    small.receiver.room(&room(0), None);
+    let mut all = BTreeSet::new();
+    let arriving = until("what is left is delivered", PATIENCE * 2, async || {
+        all = small.receiver.accepted().into_iter().collect();
+        all.contains(&(EVENTS + MORE - 1)).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    assert!(in_time, "{all:?}\n{}", relay.log());
+    // Each is counted once, and a few of the relay's own may be among them.
+    let missing = EVENTS + MORE - all.len() as u64;
+    let counted = lost(&relay).await.unwrap();
+    assert!((missing..missing + 10).contains(&counted), "{missing} {counted}\n{}", relay.log());
 }
 
 /// Whether there is a cursor of the sink that its driver has written: one from before that has no member.

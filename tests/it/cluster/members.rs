@@ -25,6 +25,7 @@ use crate::support::{
     daemon::Relay,
     mosquitto::{self, Listener, Mosquitto},
     nats_server::NatsServer,
+    receiver::Receiver,
     wait::until,
 };
 
@@ -171,6 +172,35 @@ async fn a_member_that_was_killed_says_how_many_events_wait() {
     assert!(in_time, "{all:?}\n{}", relay.log());
 }
 
+/// What came before the journal was away waits in it, and is not forgotten for what came meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_in_a_journal_that_is_opened_late_is_published() {
+    let (mut server, small, mut relay) = cut_off().await;
+    relay.stop().await;
+    let journal = relay.journal();
+    let (aside, link) = (journal.with_extension("aside"), journal.with_extension("link"));
+    std::fs::rename(&journal, &aside).unwrap();
+    std::fs::write(&journal, "no directory").unwrap();
+    server.server.restart().await;
+    relay.start();
+    stand(&[&relay]).await;
+    small.load(10, 5).await;
+    let arrive = async |expected: BTreeSet<u64>| {
+        let mut all = BTreeSet::new();
+        let arriving = until("they arrive", PATIENCE * 2, async || {
+            all = small.receiver.accepted().into_iter().collect();
+            (all == expected).then_some(())
+        });
+        let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+        assert!(in_time, "{all:?}\n{}", relay.log());
+    };
+    arrive((0..5).chain(10..15).collect()).await;
+    std::os::unix::fs::symlink(&aside, &link).unwrap();
+    std::fs::rename(&link, &journal).unwrap();
+    arrive((0..15).collect()).await;
+    published(&[&relay]).await;
+}
+
 /// What it has received while no server answered is in its journal only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_member_had_still_to_publish_its_sinks_deliver_when_it_is_alone() {
@@ -212,6 +242,56 @@ async fn a_wrong_clock_is_said_and_changes_no_result() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_of_a_members_clock_makes_no_event_too_old() {
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    // For long the member does not hear what the servers' clock shows.
+    let small = Small { lease: LONG, ..Small::start().await };
+    let url = server.url();
+    let cluster = format!("url = {url:?}\nmember = \"a\"");
+    let mut relay = small.member(&cluster, "max_age = \"60s\"");
+    let clock = Clock::new();
+    relay.start_in(&clock.env());
+    stand(&[&relay]).await;
+    small.load(0, 5).await;
+    arrived(&small, 5, &[&relay]).await;
+    clock.step_forward(Duration::from_hours(24));
+    small.load(5, 50).await;
+    arrived(&small, 55, &[&relay]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_age_at_which_a_sink_begins_goes_by_the_servers_clock() {
+    let (server, small, mut relay) = begun().await;
+    relay.stop().await;
+    let receiver = Receiver::start();
+    let (url, hook) = (server.url(), receiver.url());
+    let new = format!(
+        "[sinks.new]\ntype = \"webhook\"\nurl = {hook:?}\nallow_addresses = [\"127.0.0.1\"]\n\
+         payload = \"data\"\nstart = \"2h\"\n"
+    );
+    let mut other = small.member(&format!("url = {url:?}\nmember = \"b\""), &new);
+    let clock = Clock::new();
+    clock.step_forward(Duration::from_hours(3));
+    other.start_in(&clock.env());
+    let arriving = until("the new sink gets what the log has", PATIENCE * 2, async || {
+        (receiver.accepted().len() >= 5).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    assert!(in_time, "{:?}\n{}", receiver.accepted(), other.log());
+    assert_eq!(receiver.accepted(), (0..5).collect::<Vec<_>>());
+}
+
+/// A member that takes commands over HTTP.
+fn commanded(small: &Small, cluster: &str, more: &str) -> Relay {
+    let relay = small.member(cluster, more);
+    let text = std::fs::read_to_string(relay.config()).unwrap();
+    let http = format!("[http]\ncommands = true\nadmin_token = {ADMIN:?}\n");
+    std::fs::write(relay.config(), text.replace("[http]\n", &http)).unwrap();
+    relay
+}
+
 /// A command as it is given over HTTP; answers the status.
 async fn command(relay: &Relay, transaction: &str) -> u16 {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -230,13 +310,8 @@ async fn a_transaction_is_executed_once_whichever_members_hear_it() {
     let small = Small { lease: LONG, ..Small::start().await };
     let (url, mqtt) = (server.url(), broker.url());
     let home = format!("[sinks.home]\ntype = \"mqtt\"\nurl = {mqtt:?}\ncommands = true\n");
-    let member = |name: &str| {
-        let relay = small.member(&format!("url = {url:?}\nmember = {name:?}"), &home);
-        let text = std::fs::read_to_string(relay.config()).unwrap();
-        let http = format!("[http]\ncommands = true\nadmin_token = {ADMIN:?}\n");
-        std::fs::write(relay.config(), text.replace("[http]\n", &http)).unwrap();
-        relay
-    };
+    let member =
+        |name: &str| commanded(&small, &format!("url = {url:?}\nmember = {name:?}"), &home);
     let mut members = BTreeMap::from([("a", member("a")), ("b", member("b"))]);
     members.values_mut().for_each(Relay::start);
     stand(&members.values().collect::<Vec<_>>()).await;
@@ -265,6 +340,28 @@ async fn a_transaction_is_executed_once_whichever_members_hear_it() {
     assert_eq!((&answer["ok"], &answer["transaction"]), (&json!(false), &json!("t2")), "{answer}");
     assert!(answer.to_string().contains("another member"), "{answer}");
     assert_eq!(session(), executed, "it was executed once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_was_refused_without_a_server_can_be_given_again() {
+    let mut server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small { lease: LONG, ..Small::start().await };
+    let url = server.url();
+    let member = |name: &str| commanded(&small, &format!("url = {url:?}\nmember = {name:?}"), "");
+    let (mut first, mut other) = (member("a"), member("b"));
+    first.start();
+    other.start();
+    stand(&[&first, &other]).await;
+    server.server.kill().await;
+    says(&first, "no NATS server can be reached").await;
+    assert_eq!(command(&first, "t1").await, 503, "{}", first.log());
+    server.server.restart().await;
+    first.ready().await;
+    other.ready().await;
+    assert_eq!(command(&other, "t1").await, 200, "{}", other.log());
+    // What the first answered is not remembered there: nothing was tried.
+    assert_eq!(command(&first, "t1").await, 409, "{}", first.log());
 }
 
 /// The answers to a command.
@@ -318,6 +415,25 @@ pub async fn gaps(server: &NatsServer) -> Vec<(String, String, bool)> {
         }
     }
     found
+}
+
+/// The channels of a member with gaps, once for each: those that its metric counts, and those that it lists.
+pub async fn counted_gaps(relay: &Relay) -> (Vec<String>, Vec<String>) {
+    let metrics = relay.get("/metrics").await.unwrap();
+    let counts = metrics.lines().filter_map(|line| {
+        let (channel, count) =
+            line.strip_prefix("astro_relay_gaps_total{channel=\"")?.split_once("\"} ")?;
+        Some((channel.to_owned(), count.trim().parse::<usize>().unwrap()))
+    });
+    let counted = counts.flat_map(|(channel, count)| vec![channel; count]);
+    let answer = relay.get("/status").await.unwrap();
+    let status: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let listed = status["pages"]["gaps"].as_array().unwrap().iter();
+    let listed = listed.map(|gap| gap["channel"].as_str().unwrap().to_owned());
+    let (mut counted, mut listed): (Vec<_>, Vec<_>) = (counted.collect(), listed.collect());
+    counted.sort();
+    listed.sort();
+    (counted, listed)
 }
 
 /// Waits until no member has anything left for the log.
@@ -375,6 +491,38 @@ async fn a_channel_whose_holders_all_died_has_a_gap() {
     assert_eq!(found, expected, "{}", left.log());
     small.load(0, 50).await;
     arrived(&small, 50, &[left]).await;
+}
+
+/// What the one that was killed has not received, the other has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_member_held_is_no_gap_of_the_one_that_comes_back() {
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut members =
+        ["a", "b"].map(|name| small.member(&format!("url = {url:?}\nmember = {name:?}"), ""));
+    members.iter_mut().for_each(Relay::start);
+    stand(&members.each_ref()).await;
+    // Its gap begins with what it has written last, when the other held the channel already.
+    small.load(0, 20).await;
+    arrived(&small, 20, &members.each_ref()).await;
+    published(&members.each_ref()).await;
+    members[0].kill().await;
+    small.load(20, 50).await;
+    members[0].start();
+    until("its interruption is over", PATIENCE, async || {
+        members[0].log().contains("this member was without the channel").then_some(())
+    })
+    .await;
+    let all = members.each_ref();
+    stand(&all).await;
+    published(&all).await;
+    assert!(gaps(&server).await.is_empty(), "{}\n--\n{}", all[0].log(), all[1].log());
+    for relay in all {
+        assert_eq!(counted_gaps(relay).await, (vec![], vec![]), "{}", relay.log());
+        assert!(!relay.log().contains("events may have been missed"), "{}", relay.log());
+    }
 }
 
 /// Astro is away, and all members are without their channels: one report for each channel, not one of each holder.
@@ -459,7 +607,14 @@ async fn first_holders_report(server: &NatsServer, channels: usize, members: &[&
     })
     .await;
     published(members).await;
-    assert_eq!(reported().await, expected, "{}\n--\n{}", members[0].log(), members[1].log());
+    let logs = || format!("{}\n--\n{}", members[0].log(), members[1].log());
+    assert_eq!(reported().await, expected, "{}", logs());
+    // Whoever reports it counts it and lists it, and nobody else does.
+    for (relay, name) in members.iter().zip(["a", "b"]) {
+        let own = expected.iter().filter(|(_, member, _)| member == name);
+        let own: Vec<_> = own.map(|(channel, ..)| channel.clone()).collect();
+        assert_eq!(counted_gaps(relay).await, (own.clone(), own), "{name}: {}", logs());
+    }
 }
 
 /// The keys of the channel's events in the log.

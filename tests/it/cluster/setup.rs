@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use astro_relay::cluster::assignment;
+use astro_relay::{
+    base::{clock, event},
+    cluster::assignment,
+};
 use astro_sim::{Load, Options, Sim};
 use async_nats::{ConnectOptions, jetstream};
 use serde_json::json;
@@ -14,6 +17,7 @@ use super::{
 };
 use crate::support::{
     daemon::{PROGRAM, Relay},
+    journal,
     nats_server::NatsServer,
     process::{Server, free_port},
     receiver::Receiver,
@@ -150,6 +154,26 @@ async fn the_permissions_are_enough() {
     let again = program(&["cluster", "republish", "--config", &config, "--from", from]).await;
     let known: u64 = again.split("; ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(known >= 100, "{again}");
+}
+
+/// Of a channel the members have agreed on who reports what, and on what nobody has to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_reports_of_a_channel_is_not_republished() {
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    let (journal, _) = journal::open(&journal::config(&relay.journal()));
+    let own = |topic| event::own(topic, &"main".into(), &room(0).into(), &json!({}), clock::now());
+    let events = vec![journal::event(1), own("relay.gap"), own("relay.session")];
+    journal::append(&journal, events).await;
+    journal::settled(&journal, &[]).await;
+    journal::close(journal).await;
+    let config = relay.config().display().to_string();
+    let from = "2020-01-01T00:00:00Z";
+    let said = program(&["cluster", "republish", "--config", &config, "--from", from]).await;
+    assert!(said.starts_with("1 events were put into the log; 0 more"), "{said}");
 }
 
 /// What the servers lack is said, by `check --connect` and by the member.

@@ -7,6 +7,7 @@ use astro_relay::{
     journal::Journal,
     sink::{Cause, ClosedByPeer},
 };
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
@@ -23,7 +24,16 @@ fn denied(reason: &str) -> Cause {
 }
 
 fn start(journal: &Journal, destination: &Scripted) -> Running {
-    Running::start("destination", journal, destination, |config| config.start = Start::Earliest)
+    Running::start("destination", journal, destination, |config| {
+        config.start = Start::Earliest;
+        // Not the reports of what it rejects.
+        config.topics = Some(vec!["channel.*".into()]);
+    })
+}
+
+/// How many events the destination has rejected for good: without a directory there are no dead letters.
+fn lost(running: &Running) -> u64 {
+    running.page().lost
 }
 
 async fn is_state(running: &Running, state: &str) {
@@ -58,7 +68,7 @@ async fn a_denial_holds_the_sink_and_nothing_is_lost_or_out_of_order() {
     assert_eq!(running.page().state, "held", "a new connection proves nothing");
     all_arrive(&journal).await;
     assert_eq!(destination.accepted(), (0..500).collect::<Vec<_>>());
-    assert_eq!(journal.dead_letter_counts().get("destination"), None);
+    assert_eq!(lost(&running), 0);
     assert_eq!(running.page().state, "up");
     running.stop().await;
 }
@@ -144,7 +154,7 @@ async fn an_event_that_ends_the_connection_again_and_again_becomes_a_dead_letter
     assert!(begin.elapsed() >= Duration::from_mins(1), "{:?}", begin.elapsed());
     assert!(begin.elapsed() <= Duration::from_mins(10), "{:?}", begin.elapsed());
     assert_eq!(destination.accepted(), (0..100).filter(|n| *n != 30).collect::<Vec<_>>());
-    assert_eq!(journal.dead_letter_counts()["destination"], 1);
+    assert_eq!(lost(&running), 1);
     assert_eq!(running.page().state, "up");
     running.stop().await;
 }
@@ -187,7 +197,7 @@ async fn an_event_of_which_the_destination_dies_becomes_a_dead_letter() {
     journal.append(&mut events(0..100));
     all_arrive(&journal).await;
     assert_eq!(destination.accepted(), (0..100).filter(|n| *n != 30).collect::<Vec<_>>());
-    assert_eq!(journal.dead_letter_counts()["destination"], 1);
+    assert_eq!(lost(&running), 1);
     running.stop().await;
 }
 
@@ -200,12 +210,12 @@ async fn a_destination_that_ends_every_connection_loses_no_event() {
     let running = start(&journal, &destination);
     journal.append(&mut events(0..100));
     tokio::time::sleep(5 * HOUR).await;
-    assert_eq!(journal.dead_letter_counts().get("destination"), None);
+    assert_eq!(lost(&running), 0);
     assert_eq!(running.page().state, "down");
     // One that stands still, but ends at every event, costs no more than a few.
     destination.hangs_up_when_idle(false);
     tokio::time::sleep(5 * HOUR).await;
-    assert_eq!(journal.dead_letter_counts()["destination"], 3);
+    assert_eq!(lost(&running), 3);
     destination.hangs_up_at(|_| false);
     all_arrive(&journal).await;
     assert_eq!(destination.accepted(), (3..100).collect::<Vec<_>>());
@@ -220,7 +230,7 @@ async fn timeouts_and_refused_connections_are_not_blamed_on_an_event() {
     journal.append(&mut events(0..10));
     tokio::time::sleep(HOUR).await;
     all_arrive(&journal).await;
-    assert_eq!(journal.dead_letter_counts().get("destination"), None);
+    assert_eq!(lost(&running), 0);
     running.stop().await;
 }
 
@@ -231,6 +241,29 @@ fn a_close_by_the_peer_is_down() {
     let Cause::Down(error) = cause else { panic!("{cause}") };
     assert!(error.is::<ClosedByPeer>());
     assert_eq!(error.to_string(), "reset");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_directory_a_rejected_event_is_lost_and_reported() {
+    let (journal, destination, watcher) = (memory(), Scripted::new(), Scripted::new());
+    destination.poison(|n| n == 3);
+    let running = start(&journal, &destination);
+    let watching = Running::start("watcher", &journal, &watcher, |config| {
+        config.topics = Some(vec!["relay.gap".into()]);
+    });
+    journal.append(&mut events(0..5));
+    until("it is reported", HOUR, async || (!watcher.gaps().is_empty()).then_some(())).await;
+    all_arrive(&journal).await;
+    assert_eq!(destination.accepted(), [0, 1, 2, 4]);
+    let cause = "rejected, and not kept without journal.dir";
+    assert_eq!(watcher.gaps(), [json!({"cause": cause, "sink": "destination", "count": 1})]);
+    let page = running.page();
+    assert_eq!((page.state, page.lost, page.dead_letters), ("up", 1, 0));
+    assert!(journal.dead_letter_counts().is_empty(), "no letter waits for anybody");
+    let reason = format!("sink destination: 1 event lost, {cause}");
+    assert_eq!(running.status.snapshot().reasons(), [reason]);
+    running.stop().await;
+    watching.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -266,6 +266,44 @@ async fn a_letter_in_flight_is_sent_once_when_another_is_asked_for_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_retried_dead_letter_that_is_not_accepted_holds_up_no_new_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let destination = Scripted::new();
+    destination.poison(|n| n == 3);
+    let running = Running::start("destination", &journal, &destination, |config| {
+        config.start = Start::Earliest;
+    });
+    append(&journal, events(0..10)).await;
+    arrived(&destination, 9).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    store.allow_requests().unwrap();
+    destination.poison(|_| false);
+    destination.is_busy_at(|n| n == 3);
+    until("it is on disk", PATIENCE, async || {
+        (store.retry_dead_letters(None, None).unwrap() == 1).then_some(())
+    })
+    .await;
+    is_busy(&running).await;
+    append(&journal, events(10..20)).await;
+    arrived(&destination, 19).await;
+    let tries = || destination.batches().iter().filter(|batch| batch[..] == [3]).count();
+    let before = tries();
+    until("it is tried again", PATIENCE, async || (tries() > before).then_some(())).await;
+    is_busy(&running).await;
+    assert_eq!(store.drop_dead_letters(None, None).unwrap(), 1);
+    until("nothing is wrong", PATIENCE, async || (running.page().state == "up").then_some(()))
+        .await;
+    let before = tries();
+    append(&journal, events(20..21)).await;
+    arrived(&destination, 20).await;
+    assert_eq!(tries(), before, "nothing more is sent of it");
+    assert_eq!(destination.accepted(), (0..21).filter(|n| *n != 3).collect::<Vec<_>>());
+    running.stop().await;
+    close(journal).await;
+}
+
+#[tokio::test]
 async fn a_piece_of_a_replay_in_flight_is_sent_once_when_another_is_asked_for_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));

@@ -54,6 +54,7 @@ struct State {
     connects: VecDeque<Option<Cause>>,
     hang_connecting: bool,
     poison: Option<Which>,
+    busy: Option<Which>,
     accepted: Vec<(Seq, Origin, u64)>,
     gaps: Vec<serde_json::Value>,
     batches: Vec<Vec<u64>>,
@@ -129,6 +130,11 @@ impl Scripted {
     /// What it refuses.
     pub fn poison(&self, poison: impl Fn(u64) -> bool + Send + 'static) {
         self.lock().poison = Some(Box::new(poison));
+    }
+
+    /// At what it asks for patience.
+    pub fn is_busy_at(&self, at: impl Fn(u64) -> bool + Send + 'static) {
+        self.lock().busy = Some(Box::new(at));
     }
 
     /// At what it ends the connection.
@@ -253,6 +259,9 @@ impl State {
             assert!(!self.panics.as_ref().is_some_and(|panics| panics(n)), "as the test says");
             if self.hangs_up.as_ref().is_some_and(|hangs_up| hangs_up(n)) {
                 return Err(Failure::after(index, Cause::closed("the test ends the connection")));
+            }
+            if self.busy.as_ref().is_some_and(|is_busy_at| is_busy_at(n)) {
+                return Err(Failure::after(index, busy(None)));
             }
             if self.poison.as_ref().is_some_and(|poison| poison(n)) {
                 return Err(Failure::after(index, refused()));

@@ -144,7 +144,6 @@ async fn malformed_answers_are_retried_and_not_blamed_on_the_event() {
     assert!(numbers.is_sorted(), "in order: {numbers:?}");
     numbers.dedup();
     assert_eq!(numbers, (0..count + 20).collect::<Vec<_>>());
-    assert_eq!(journal.dead_letter_counts().get("hook"), None);
     let page = running.page();
     assert_eq!((page.state, page.lost), ("up", 0));
     running.stop().await;
@@ -202,8 +201,7 @@ async fn a_misconfigured_receiver_loses_nothing_and_order_stays() {
         all_arrive(&journal).await;
         assert!(receiver.received().len() <= asked + 101, "it is not pestered");
         assert_eq!(receiver.accepted()[before..], (start..start + 100).collect::<Vec<_>>());
-        assert_eq!(journal.dead_letter_counts().get("hook"), None, "{answer:?}");
-        assert_eq!(running.page().state, "up");
+        assert_eq!((running.page().state, running.page().lost), ("up", 0), "{answer:?}");
         running.stop().await;
     }
 }

@@ -66,6 +66,7 @@ pub fn targets(wants: &[Want<'_>]) -> Targets {
             topic: (*topic).into(),
             room: room.map(Into::into),
             token_type: TokenType::Jwt,
+            token_room: None,
         }));
     }
     targets

@@ -21,7 +21,7 @@ async fn every_refusal_is_shown_and_the_others_go_on() {
         ("err_bad_request", false),
         ("invalid_message", false),
         ("invalid_message_type", false),
-        ("err_from_the_future", false),
+        ("err_from_the_future", true),
     ];
     for revision in [Options::default(), Options::first_revision()] {
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), revision).await.unwrap();
@@ -47,6 +47,18 @@ async fn every_refusal_is_shown_and_the_others_go_on() {
         bench.confirmed(3).await;
         assert_eq!(bench.sim.stats().opened, 1, "on the same connection");
     }
+}
+
+#[tokio::test]
+async fn a_refusal_with_an_unknown_code_is_tried_again() {
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    sim.faults(|faults| faults.refusals = vec![Refusal::of("err_new").times(1)]);
+    let wanted = targets(&[("a", "channel.tips", Some(ROOM))]);
+    let bench = Bench::at(sim, wanted, |astro| astro.retry_refused = millis(300));
+    bench.confirmed(1).await;
+    let commands = bench.connection(1).unwrap().commands;
+    assert_eq!(commands[0].error.as_deref(), Some("err_new"));
+    assert_eq!(commands.len(), 2);
 }
 
 #[tokio::test]

@@ -1,12 +1,18 @@
 //! Both revisions of the protocol, and what the first leaves open.
 
-use astro_relay::{astro::session::SubscriptionState, config::TokenType};
-use astro_sim::{Canonical, Options, Success};
+use std::time::Duration;
+
+use astro_relay::{
+    astro::session::SubscriptionState,
+    config::{SecretRef, TokenType},
+};
+use astro_sim::{Canonical, End, Options, Sim, Success, Token};
 
 use super::{
-    OTHER, ROOM,
+    OTHER, ROOM, SOON,
     bench::{Bench, Want, targets},
 };
+use crate::support::wait::until;
 
 const WANTS: [Want<'_>; 3] = [
     ("a", "channel.tips", Some(ROOM)),
@@ -69,6 +75,74 @@ async fn the_first_revision_has_no_welcome_and_no_rooms() {
         let asked = record.commands[0].at - record.opened;
         assert!(asked >= 290, "after the grace, not {asked} ms");
     }
+}
+
+#[tokio::test]
+async fn without_rooms_messages_of_several_channels_are_told_apart_by_their_data() {
+    let bench = Bench::start(Options::first_revision(), &WANTS).await;
+    bench.confirmed(3).await;
+    for room in [ROOM, OTHER, ROOM] {
+        bench.sim.publish("channel.tips", room, format!(r#"{{"channel":"{room}"}}"#));
+    }
+    let events = bench.received(3).await;
+    let places = events.iter().map(|event| (&*event.place.channel, &*event.place.room));
+    assert_eq!(places.collect::<Vec<_>>(), [("a", ROOM), ("b", OTHER), ("a", ROOM)]);
+    assert_eq!(bench.reasons(), [""; 0]);
+    // What does not even say that reaches nobody, and health says so.
+    bench.sim.publish("channel.tips", ROOM, r#"{"amount":1}"#);
+    let reasons = until("health says it", SOON, async || {
+        Some(bench.reasons()).filter(|reasons| !reasons.is_empty())
+    })
+    .await;
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert!(reasons[0].contains("messages of channel.tips do not say"), "{reasons:?}");
+    assert_eq!(&*bench.received(4).await[3].place.channel, "");
+    // It ends with its cause.
+    bench.targets.send_replace(targets(&[WANTS[0], WANTS[2]]));
+    subscribed(&bench, 1, 2).await;
+    until("it is over", SOON, async || bench.reasons().is_empty().then_some(())).await;
+    bench.sim.publish("channel.tips", ROOM, r#"{"amount":2}"#);
+    assert_eq!(&*bench.received(5).await[4].place.channel, "a");
+}
+
+/// Waits until the gateway has subscriptions on a connection, answered or not.
+async fn subscribed(bench: &Bench, connection: u64, number: usize) {
+    until("the gateway has them", SOON, async || {
+        (bench.connection(connection)?.subscriptions.len() == number).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_comes_before_the_answer_has_its_channel() {
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    sim.faults(|faults| faults.answer_delay = Duration::from_hours(1));
+    let bench = Bench::at(sim, targets(&[("a", "channel.tips", None)]), |_| {});
+    subscribed(&bench, 1, 1).await;
+    bench.sim.publish("channel.tips", ROOM, 1);
+    let event = &bench.received(1).await[0];
+    assert_eq!((&*event.place.channel, &*event.place.room), ("a", ROOM));
+    assert_eq!(bench.count("confirmed"), 0);
+}
+
+#[tokio::test]
+async fn what_comes_before_the_answer_on_the_next_connection_has_its_channel() {
+    let tokens = vec![Token::owner("t", ROOM), Token::owner("other", OTHER)];
+    let mut wanted = targets(&[("a", "channel.tips", None), ("b", "channel.tips", None)]);
+    wanted.channels.get_mut("b").unwrap().token = SecretRef::Value("other".into());
+    let options = Options { tokens, ..Options::default() };
+    let bench = Bench::with(options, wanted, |_| {}).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| faults.answer_delay = Duration::from_hours(1));
+    bench.sim.end(None, End::Reset);
+    subscribed(&bench, 2, 2).await;
+    for room in [OTHER, ROOM] {
+        bench.sim.publish("channel.tips", room, 1);
+    }
+    let events = bench.received(2).await;
+    let channels = events.iter().map(|event| &*event.place.channel);
+    assert_eq!(channels.collect::<Vec<_>>(), ["b", "a"]);
+    assert_eq!(bench.count("confirmed"), 0);
 }
 
 #[tokio::test]

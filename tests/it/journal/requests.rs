@@ -9,7 +9,7 @@ use astro_relay::{
 };
 
 use crate::support::{
-    journal::{PATIENCE, append, close, config, crashed, event, events, open, settled},
+    journal::{PATIENCE, append, close, config, crashed, event, event_of, events, open, settled},
     wait::until,
 };
 
@@ -36,6 +36,21 @@ async fn kept(store: &Store, sink: Option<&str>, count: usize) -> Vec<(i64, u64,
         })
     })
     .await
+}
+
+#[tokio::test]
+async fn the_newest_dead_letters_are_bounded_in_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&Config { memory: Size(16 << 20), ..config(dir.path()) });
+    for seq in 1..=8 {
+        let large = event_of(seq, 1 << 20);
+        journal.dead_letter("sink", &Arc::new(Record::new(seq, large)), "too large");
+    }
+    counted(&journal, "sink", 8).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    kept(&store, None, 8).await;
+    let newest = store.newest_dead_letters(None, 100).unwrap();
+    assert_eq!(newest.iter().map(|letter| letter.number).collect::<Vec<_>>(), [8, 7, 6, 5]);
 }
 
 #[tokio::test]

@@ -4,15 +4,18 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use astro_relay::{
+    base::event::Record,
     config::{Journal as Config, Period, Size, Start},
     journal::{Health, Journal, store::Store},
 };
 use astro_sim::{Load, Options, Sim};
+use serde_json::Value;
 
 use crate::support::{
     daemon::Relay,
@@ -130,36 +133,57 @@ async fn the_backlog_of_a_disk_that_was_read_only_at_the_start_is_replayed() {
     holds(&config, 300).await;
 }
 
+/// A disk that can be taken away: a link leads to it, or nowhere.
+struct Away(tempfile::TempDir);
+
+impl Away {
+    fn new() -> Self {
+        let disk = Self(tempfile::tempdir().unwrap());
+        fs::create_dir(disk.0.path().join("disk")).unwrap();
+        disk.is_there(true);
+        disk
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.0.path().join("link/journal")
+    }
+
+    fn is_there(&self, there: bool) {
+        let new = self.0.path().join("new");
+        symlink(if there { "disk" } else { "nowhere" }, &new).unwrap();
+        fs::rename(new, self.0.path().join("link")).unwrap();
+    }
+
+    /// The same after a run: of 300 old events `reader` has had 100.
+    async fn after_a_run(reader: &str) -> (Self, Config) {
+        let disk = Self::new();
+        let config = config(&disk.journal());
+        let (journal, _) = open(&config);
+        journal.register(reader, Start::Earliest).unwrap();
+        let old = Duration::from_hours(2);
+        append_aged(&journal, (0..300).map(|n| (event(n), old))).await;
+        journal.advance(reader, 100);
+        settled(&journal, &[reader]).await;
+        close(journal).await;
+        disk.is_there(false);
+        (disk, config)
+    }
+}
+
 /// Nobody has it yet, though every cursor stands behind it.
 #[tokio::test]
 async fn a_backlog_found_late_is_kept_until_it_is_delivered() {
     let hour = Duration::from_hours(1);
-    let base = tempfile::tempdir().unwrap();
-    let (disk, link) = (base.path().join("disk"), base.path().join("link"));
-    fs::create_dir(&disk).unwrap();
-    let lead_to = |target: &Path| {
-        let new = base.path().join("new");
-        symlink(target, &new).unwrap();
-        fs::rename(new, &link).unwrap();
-    };
-    lead_to(&disk);
-    let config = config(&link.join("journal"));
-    let (journal, _) = open(&config);
-    journal.register("sink", Start::Earliest).unwrap();
-    append_aged(&journal, (0..300).map(|n| (event(n), 2 * hour))).await;
-    journal.advance("sink", 100);
-    settled(&journal, &["sink"]).await;
-    close(journal).await;
-
-    lead_to(Path::new("nowhere"));
+    let (disk, config) = Away::after_a_run("sink").await;
     let (journal, _) = open(&Config { keep_delivered: Period(hour), ..config });
     trouble(&journal);
     journal.register("sink", Start::End).unwrap();
     journal.sinks(["sink"]);
     append(&journal, events(1000..1010)).await;
     journal.advance("sink", journal.figures().last);
-    lead_to(&disk);
+    disk.is_there(true);
     sound(&journal).await;
+    assert_eq!(journal.lag("sink").0, 200);
     let oldest = until("what was delivered is gone", PATIENCE, async || {
         let oldest = journal.figures().oldest;
         // What goes, goes in whole batches.
@@ -175,6 +199,81 @@ async fn a_backlog_found_late_is_kept_until_it_is_delivered() {
     journal.replay_progress(replays[0].number, None);
     until("all of it is gone", PATIENCE, async || (journal.figures().oldest > 300).then_some(()))
         .await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_backlog_found_late_that_is_deleted_for_its_size_is_lost() {
+    let (disk, config) = Away::after_a_run("sink").await;
+    let (journal, _) = open(&Config { max_size: Size(256 << 10), ..config });
+    trouble(&journal);
+    journal.register("sink", Start::End).unwrap();
+    journal.sinks(["sink"]);
+    disk.is_there(true);
+    sound(&journal).await;
+    let mut lost = 0;
+    for first in (1000..25_000).step_by(500) {
+        append(&journal, events(first..first + 500)).await;
+        journal.advance("sink", journal.figures().last);
+        lost += journal.take_losses().iter().map(|(_, count)| count).sum::<u64>();
+    }
+    until("all of it is gone", PATIENCE, async || {
+        lost += journal.take_losses().iter().map(|(_, count)| count).sum::<u64>();
+        (journal.figures().oldest > 300).then_some(())
+    })
+    .await;
+    lost += journal.take_losses().iter().map(|(_, count)| count).sum::<u64>();
+    assert_eq!((lost, journal.lag("sink").0), (200, 0));
+    // The run is not forgotten before the sink has stepped over it.
+    let batch = journal.read(100, 300, 1000, 1 << 20).await.unwrap();
+    assert_eq!((batch.lost, batch.records.len()), (200, 0));
+    close(journal).await;
+}
+
+/// Its outbox goes back to them, over a restart too.
+#[tokio::test]
+async fn what_a_member_had_still_to_publish_in_files_found_late_waits() {
+    const OUTBOX: &str = "relay.cluster";
+    let (disk, config) = Away::after_a_run(OUTBOX).await;
+    let (journal, _) = open(&config);
+    trouble(&journal);
+    journal.register(OUTBOX, Start::End).unwrap();
+    journal.sinks([OUTBOX]);
+    append(&journal, events(1000..1010)).await;
+    let through = journal.figures().last;
+    journal.advance(OUTBOX, through);
+    disk.is_there(true);
+    sound(&journal).await;
+    assert_eq!(journal.lag(OUTBOX).0, 200 + 10);
+    // Whoever does not know yet that it was put back moves nothing.
+    journal.advance(OUTBOX, through);
+    assert_eq!(position(&journal, OUTBOX), 100);
+    journal.advance(OUTBOX, 150);
+    settled(&journal, &[OUTBOX]).await;
+    close(journal).await;
+    let (journal, _) = open(&config);
+    assert_eq!(position(&journal, OUTBOX), 150);
+    let got = read_all(&journal, 150).await;
+    assert_eq!((got.lost, got.numbers), (0, (150..300).chain(1000..1010).collect()));
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn when_the_relay_last_ran_is_said_by_files_that_are_found_late() {
+    let (disk, config) = Away::after_a_run("sink").await;
+    let (journal, opened) = open(&config);
+    trouble(&journal);
+    assert_eq!((opened.heartbeat, journal.take_last_run()), (None, None));
+    disk.is_there(true);
+    sound(&journal).await;
+    let found = journal.take_last_run().expect("it is known now");
+    assert!(found.heartbeat.is_some() && found.downtime.is_some(), "{found:?}");
+    assert_eq!(journal.take_last_run(), None, "it is said once");
+    close(journal).await;
+    // Nothing is said late that was known at the start.
+    let (journal, opened) = open(&config);
+    assert!(opened.heartbeat.is_some());
+    assert_eq!(journal.take_last_run(), None);
     close(journal).await;
 }
 
@@ -272,6 +371,20 @@ async fn the_journal_s_files_are_private() {
     assert_eq!(fs::metadata(&own).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
+/// The journal is the only reason why it is not ready: what is published before Astro has confirmed goes nowhere.
+async fn lacks_its_journal(relay: &Relay) -> Option<()> {
+    let answer = relay.get("/readyz").await?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    let only =
+        body.lines().filter(|line| !line.is_empty() && *line != "degraded").collect::<Vec<_>>();
+    matches!(*only, [why] if why.contains("journal: events are kept in memory only")).then_some(())
+}
+
+/// What stands in the files of a journal.
+fn held(dir: &Path) -> Option<Vec<Arc<Record>>> {
+    Some(Store::open_reader(dir).ok()?.read(0, 1000, 1 << 20).ok()?.records)
+}
+
 /// The whole relay: it runs, says what is wrong, gives out what comes, and takes the disk up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_starts_without_its_journal_and_opens_it_later() {
@@ -286,16 +399,8 @@ async fn a_relay_starts_without_its_journal_and_opens_it_later() {
     let mut relay = Relay::new(&sim.url(), &sim.api_url(), topic, room, &sink);
     fs::write(relay.journal(), "no directory").unwrap();
     relay.start();
-    until("it is not ready, and says why", PATIENCE, async || {
-        let answer = relay.get("/readyz").await?;
-        let (_, body) = answer.split_once("\r\n\r\n")?;
-        // The journal is the only reason: what is published before Astro has confirmed goes nowhere.
-        let only =
-            body.lines().filter(|line| !line.is_empty() && *line != "degraded").collect::<Vec<_>>();
-        matches!(*only, [why] if why.contains("journal: events are kept in memory only"))
-            .then_some(())
-    })
-    .await;
+    until("it is not ready, and says why", PATIENCE, async || lacks_its_journal(&relay).await)
+        .await;
     let load = |first| Load {
         messages: 10,
         first,
@@ -315,11 +420,27 @@ async fn a_relay_starts_without_its_journal_and_opens_it_later() {
     sim.load(&load(10)).await;
     arrived(20).await;
     relay.kill().await;
-    let held = Store::open_reader(&relay.journal()).unwrap().read(0, 1000, 1 << 20).unwrap();
-    let number = |record: &std::sync::Arc<astro_relay::base::event::Record>| {
-        crate::support::carry::number(record.event.data())
-    };
-    let numbers: Vec<_> = held.records.iter().filter_map(number).collect();
+    let held = held(&relay.journal()).unwrap();
+    let number = |record: &Arc<Record>| crate::support::carry::number(record.event.data());
+    let numbers: Vec<_> = held.iter().filter_map(number).collect();
     assert_eq!(numbers, (0..20).collect::<Vec<_>>());
     assert_eq!(receiver.accepted(), (0..20).collect::<Vec<_>>());
+
+    // The files are elsewhere at the next start: how long the relay did not run is known when they come back.
+    let (aside, new) =
+        (relay.journal().with_extension("aside"), relay.journal().with_extension("new"));
+    fs::rename(relay.journal(), &aside).unwrap();
+    fs::write(relay.journal(), "no directory").unwrap();
+    relay.start();
+    until("it runs without it", PATIENCE, async || lacks_its_journal(&relay).await).await;
+    symlink(&aside, &new).unwrap();
+    fs::rename(new, relay.journal()).unwrap();
+    let reported = until("the gap is reported", PATIENCE, async || {
+        let held = self::held(&relay.journal())?;
+        let data = held.iter().map(|record| serde_json::from_slice::<Value>(record.event.data()));
+        data.flatten().find(|report| report["cause"] == "the relay did not run")
+    })
+    .await;
+    assert_eq!(reported["subscriptions"][0]["restored"], true, "{reported}");
+    relay.stop().await;
 }

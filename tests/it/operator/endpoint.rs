@@ -131,6 +131,24 @@ async fn a_sink_that_waits_is_tried_when_somebody_asks_or_the_configuration_is_l
 }
 
 #[tokio::test]
+async fn the_past_that_a_follower_gets_is_bounded_in_bytes() {
+    let relay = Running::start(&channel(&["channel.tips"])).await;
+    relay.subscribed(1).await;
+    let text = "x".repeat(1024 * 1024);
+    for n in 1..=10 {
+        relay.sim.publish("channel.tips", ROOM, json!({ "n": n, "text": text }));
+    }
+    relay.until("all are in", |status| status["journal"]["last"].as_u64() >= Some(10)).await;
+
+    let mut stream = relay.get("/events?last=100").await;
+    let mut past = String::new();
+    while !past.contains("\"n\":10,") {
+        past.push_str(std::str::from_utf8(&stream.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    assert!(past.len() < 6 * 1024 * 1024, "{} bytes", past.len());
+}
+
+#[tokio::test]
 async fn followers_see_events_without_personal_data_and_are_limited() {
     let relay = Running::start(&channel(&["channel.tips", "channel.follow"])).await;
     relay.subscribed(2).await;

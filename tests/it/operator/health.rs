@@ -6,11 +6,12 @@ use astro_sim::{End, Reception};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::{ROOM, Running, channel};
+use super::{PATIENCE, ROOM, Running, channel};
 use crate::support::{
     daemon::PROGRAM,
     receiver::{Answer, Receiver},
     redis_server::{Durability, Listener, RedisServer},
+    wait::until,
 };
 
 fn shop(receiver: &Receiver, more: &str) -> String {
@@ -123,6 +124,20 @@ async fn dead_letters_degrade_until_they_are_gone() {
     assert!(what.contains("400"), "{what}");
     assert_eq!(reason["link"], "/#dead-letters");
     is(&relay, "degraded").await;
+
+    // A large one is not shown whole.
+    receiver.script([Answer::Status(413)]);
+    let text = "x".repeat(100_000);
+    relay.sim.publish("channel.tips", ROOM, json!({ "text": text }));
+    let list = async || relay.get("/api/dead-letters").await.json::<Value>().await.unwrap();
+    let letters = until("both are listed", PATIENCE, async || {
+        let letters = list().await;
+        (letters.as_array().unwrap().len() == 2).then_some(letters)
+    })
+    .await;
+    let large = letters[0]["event"].as_str().unwrap();
+    assert!(large.contains("dead-letters show 2") && large.len() < 100, "{large}");
+    assert_eq!(letters[1]["event"]["message"]["topic"], "channel.tips");
     relay.post("/api/dead-letters/drop", r#"{"sink":"shop"}"#).await;
     is(&relay, "working").await;
 }

@@ -1,14 +1,15 @@
 //! Reloading the configuration.
 
-use std::time::Duration;
+use std::{sync::mpsc, time::Duration};
 
 use astro_relay::{
     app::relay::Relay,
     loading::{Sources, load},
 };
-use astro_sim::{Options as SimOptions, Sim};
+use astro_sim::{Options as SimOptions, Sim, Token};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, sync::oneshot, time::Instant};
 
 use super::{PATIENCE, ROOM, Running, channel};
 use crate::support::{
@@ -144,6 +145,77 @@ async fn what_waits_for_a_removed_sink_is_said_at_a_reload_and_at_a_start() {
 }
 
 #[tokio::test]
+async fn a_reload_names_the_sinks_whose_state_stays_at_the_destination() {
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), SimOptions::default()).await.unwrap();
+    let sink = |name: &str, state: bool| {
+        let topic = format!("state = true\nstate_topic = \"{name}/{{{{ channel }}}}\"");
+        mqtt(name, "mqtt://127.0.0.1:9", if state { &topic } else { "" })
+    };
+    let sinks = ["gone", "without", "still"].map(|name| sink(name, true)).concat();
+    let mut relay = Daemon::new(&sim.url(), &sim.api_url(), "channel.tips", ROOM, &sinks);
+    relay.start();
+    until("it is subscribed", PATIENCE, async || {
+        relay.get("/status").await.filter(|status| status.contains("\"confirmed\""))
+    })
+    .await;
+    let config = std::fs::read_to_string(relay.config()).unwrap();
+    let config = config
+        .replace(&sink("gone", true), &sink("renamed", true))
+        .replace(&sink("without", true), &sink("without", false));
+    std::fs::write(relay.config(), config).unwrap();
+    relay.signal("HUP").await;
+    until("it is reloaded", PATIENCE, async || {
+        relay.log().contains("the configuration was reloaded").then_some(())
+    })
+    .await;
+    let log = relay.log();
+    let mut warned = log.lines().filter(|line| line.contains("no longer publishes state"));
+    for name in ["gone", "without"] {
+        let line = warned.next().unwrap_or_else(|| panic!("{name}: {log}"));
+        assert!(line.contains("WARN") && line.contains(name), "{line}");
+    }
+    assert_eq!(warned.next(), None);
+    relay.stop().await;
+}
+
+/// Where a sink begins that is to have the last two hours, only the disk knows.
+#[tokio::test]
+async fn a_reload_that_waits_for_the_disk_holds_up_nothing_else() {
+    let relay = Running::start(&channel(&["channel.tips"])).await;
+    relay.subscribed(1).await;
+    publish(&relay, "channel.tips", 1..2);
+    relay.journal.next(0, 1, usize::MAX).await.unwrap();
+    let (begin, begun) = oneshot::channel();
+    let (end, ended) = mpsc::channel();
+    let journal = relay.journal.clone();
+    // The journal's file is being read until the relay has answered.
+    let reading = tokio::task::spawn_blocking(move || {
+        let (mut begin, mut answered) = (Some(begin), false);
+        let read = journal.newest(1, |_| {
+            if let Some(begin) = begin.take() {
+                begin.send(()).unwrap();
+                answered = ended.recv_timeout(PATIENCE).is_ok();
+            }
+        });
+        read.map(|()| answered)
+    });
+    begun.await.unwrap();
+    let late = mqtt("late", "mqtt://127.0.0.1:9", "start = \"2h\"");
+    relay.rewrite(&format!("{}{late}", channel(&["channel.tips"])));
+    let asking = async {
+        until("the new sink is known", PATIENCE, async || {
+            let text = relay.get("/readyz").await.text().await.unwrap();
+            (!text.contains("no sink is configured")).then_some(())
+        })
+        .await;
+        end.send(()).is_ok()
+    };
+    let ((code, report), in_time) = tokio::join!(relay.reload(), asking);
+    assert_eq!((code, &report["sinks_added"]), (200, &json!(["late"])), "{report}");
+    assert!(in_time && reading.await.unwrap().unwrap(), "it answers while the reload waits");
+}
+
+#[tokio::test]
 async fn what_cannot_be_used_changes_nothing_and_what_cannot_change_is_named() {
     let broker = Mosquitto::start(Options::default()).await;
     let home = Listener::start(broker.port, "home/#").await;
@@ -228,6 +300,45 @@ async fn a_renamed_channel_goes_on_being_heard() {
             numbers += 1;
         }
         home.wait_for(usize::try_from(numbers).unwrap()).await;
+    }
+}
+
+/// Neither the label nor the name of the token's file is another.
+#[tokio::test]
+async fn a_label_with_the_token_of_another_account_is_subscribed_anew_at_a_reload() {
+    const OTHER: &str = "6b2e2007760aeb7729487dab";
+    let jwt = |room: &str, number: u32| {
+        let claims = json!({ "channel": room, "jti": number }).to_string();
+        format!("{}.{}.c2ln", BASE64.encode(r#"{"alg":"none"}"#), BASE64.encode(claims))
+    };
+    let [first, refreshed, other] = [jwt(ROOM, 1), jwt(ROOM, 2), jwt(OTHER, 3)];
+    let owners = [(&first, ROOM), (&refreshed, ROOM), (&other, OTHER)];
+    let tokens = owners.map(|(token, room)| Token::owner(token, room)).to_vec();
+    let options = SimOptions { tokens, ..SimOptions::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, &first).unwrap();
+    let rest = format!("[channels.main]\ntoken_file = {file:?}\ntopics = [\"channel.tips\"]\n");
+    let relay = Running::start_on(sim, &rest).await;
+    relay.subscribed(1).await;
+    for (token, changed, room) in [(&refreshed, json!([]), ROOM), (&other, json!(["main"]), OTHER)]
+    {
+        let commands = relay.sim.stats().commands;
+        std::fs::write(&file, token).unwrap();
+        let (code, report) = relay.reload().await;
+        assert_eq!((code, &report["channels_changed"]), (200, &changed), "{report}");
+        relay
+            .until("its own room is confirmed", |status| {
+                let mut connections = status["pages"]["connections"].as_object().unwrap().values();
+                connections.next().is_some_and(|connection| {
+                    let own = &connection["subscriptions"][0];
+                    own["room"] == room && own["state"] == "confirmed"
+                })
+            })
+            .await;
+        // Left and asked for, or nothing.
+        assert_eq!(relay.sim.stats().commands > commands, room == OTHER, "{report}");
     }
 }
 

@@ -5,9 +5,9 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -267,32 +267,57 @@ pub(super) fn refuse_existing(path: &Path, force: bool) -> Result<(), InitError>
 
 /// Mode of a file with a secret.
 pub(super) const OWNER_ONLY: u32 = 0o600;
-/// Mode of a file without one; the process's umask takes from it.
+/// Mode of a file without one; the process's umask takes from it, but for a service's.
 pub(super) const EVERYBODY_READS: u32 = 0o644;
 /// Mode of a directory that has to be made, for a service of another user; as above.
 const EVERYBODY_ENTERS: u32 = 0o755;
 
+/// Whether a configuration is a service's, which has to read it as another user, whatever the umask was when it
+/// was written.
+pub(super) fn is_service(file: &Path) -> bool {
+    file.starts_with("/etc")
+}
+
 /// Makes the directory of a file, where it is missing.
 pub(super) fn make_dir(file: &Path) -> Result<(), InitError> {
     let Some(dir) = file.parent() else { return Ok(()) };
-    let made = DirBuilder::new().recursive(true).mode(EVERYBODY_ENTERS).create(dir);
-    made.map_err(|source| InitError::Write { path: dir.to_owned(), source })
+    let failed = |source| InitError::Write { path: dir.to_owned(), source };
+    let is_new = !dir.exists();
+    DirBuilder::new().recursive(true).mode(EVERYBODY_ENTERS).create(dir).map_err(failed)?;
+    if is_new && is_service(file) {
+        fs::set_permissions(dir, Permissions::from_mode(EVERYBODY_ENTERS)).map_err(failed)?;
+    }
+    Ok(())
 }
 
-/// Writes a file whole or not at all. The mode holds from the first byte on.
+/// Writes a file whole or not at all. No more than the mode allows is allowed from the first byte on.
 pub(super) fn write(path: &Path, content: &[u8], force: bool, mode: u32) -> Result<(), InitError> {
+    write_with(path, content, force, mode, is_service(path))
+}
+
+/// The same. `exact`: the umask takes nothing from the mode.
+fn write_with(
+    path: &Path,
+    content: &[u8],
+    force: bool,
+    mode: u32,
+    exact: bool,
+) -> Result<(), InitError> {
     let failed = |source| InitError::Write { path: path.to_owned(), source };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
-    #[cfg(not(unix))]
-    let _ = mode;
+    options.mode(mode);
     let outcome = options
         .open(&draft)
-        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            if exact {
+                file.set_permissions(Permissions::from_mode(mode))?;
+            }
+            file.write_all(content)?;
+            file.sync_all()
+        })
         .and_then(|()| if force { fs::rename(&draft, path) } else { publish(&draft, path) });
     // After a rename there is nothing left to remove.
     fs::remove_file(&draft).ok();
@@ -321,4 +346,24 @@ fn quoted_key(key: &str) -> String {
     let bare =
         !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
     if bare { key.to_owned() } else { quoted(key) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mode of which every usual umask takes something.
+    #[test]
+    fn the_umask_takes_nothing_from_the_files_of_a_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |name: &str, mode| {
+            let file = dir.path().join(name);
+            write_with(&file, b"x", false, mode, true).unwrap();
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777
+        };
+        assert_eq!(mode("configuration", 0o666), 0o666);
+        assert_eq!(mode("secret", OWNER_ONLY), 0o600);
+        assert!(is_service(Path::new("/etc/astro-relay/astro-relay.toml")));
+        assert!(!is_service(Path::new("/home/a/etc/astro-relay.toml")));
+    }
 }

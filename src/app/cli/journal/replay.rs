@@ -61,6 +61,9 @@ pub(in crate::app::cli) struct ReplayArgs {
 }
 
 pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
+    if args.until.is_some_and(|until| until < args.from) {
+        return Err(Failed::new(Failed::USAGE, "--until is before --from"));
+    }
     if let Some(settings) = args.journal.cluster()? {
         return on_runtime(1, &quiet(), from_log(args, &settings));
     }

@@ -66,11 +66,11 @@ const sinkAnswers = () => {
   const usual = settings.homeassistant ? { commands: ["relay/test"], max_age: "30s" } : {};
   return { kind: byId("kind").value, settings: { ...usual, ...settings }, secrets };
 };
-// The package's configuration; the service reads no other.
+// The package's configuration; the service reads no other. Beside another one are secrets that it does not get.
 const SERVICE_FILE = "/etc/astro-relay/astro-relay.toml";
-const serviceSteps = (file) => (file === SERVICE_FILE ? "" : "sudo install -m 644 " + file + " " + SERVICE_FILE + "\n"
-  + "# take [journal] out of it, if it has one: the service has a directory of its own\n")
-  + "# the secrets: docs/install.md\nsudo systemctl enable --now astro-relay";
+const serviceSteps = (file) => (file === SERVICE_FILE
+  ? "# the secrets: docs/install.md\nsudo systemctl enable astro-relay\nsudo systemctl restart astro-relay"
+  : "sudo astro-relay setup --config " + SERVICE_FILE + " --listen 9465");
 const answers = (more) => ({
   channel: byId("channel").value.trim() || "main",
   room: byId("room").value.trim(),

@@ -104,6 +104,25 @@ fn each_change_is_named_once_and_in_its_place() {
 }
 
 #[test]
+fn the_token_of_another_account_in_the_same_place_is_a_change_of_its_channel() {
+    let [one, two] = ["5b2e2007760aeb7729487dab", "6b2e2007760aeb7729487dab"];
+    let with = |room: Option<&str>| {
+        let mut config = config(BASE);
+        config.token_rooms.extend(room.map(|room| ("main".to_owned(), room.to_owned())));
+        config
+    };
+    // Whose the token is now, what changes by that, and whose it is taken to be. One that cannot be read
+    // says nothing.
+    let cases: [(Option<&str>, &[&str], &str); 3] =
+        [(Some(one), &[], one), (Some(two), &["main"], two), (None, &[], one)];
+    for (now, changed, taken) in cases {
+        let (found, next) = difference(&with(Some(one)), &with(now));
+        assert_eq!(found, Difference { channels_changed: names(changed), ..Difference::default() });
+        assert_eq!(next.token_rooms["main"], taken);
+    }
+}
+
+#[test]
 fn the_gateway_is_concerned_by_channels_alone() {
     let base = config(BASE);
     let (sinks, _) = difference(&base, &changed(&[], "qos = 0"));
