@@ -199,9 +199,9 @@ impl Cluster {
         self.0.connection.clock()
     }
 
-    /// How far the servers' clock is ahead of ours, in milliseconds (negative: behind).
+    /// How far the servers' clock is ahead of ours, in milliseconds (negative: behind); 0: not known.
     fn ahead(&self) -> i64 {
-        self.clock().ahead()
+        self.0.connection.ahead()
     }
 
     /// The stream and the buckets, as soon as they are there.
@@ -304,9 +304,13 @@ impl Cluster {
         self.0.configured.borrow().has_channel(channel)
     }
 
-    /// Takes a transaction of a command: `false` if another member has it already. An error: no server answers, so
-    /// the command is not executed.
-    pub async fn claim_transaction(&self, transaction: &str) -> Result<bool, String> {
+    /// Takes a transaction of a command: `false` if another member has it already. An error: that is not known, so the
+    /// command is not executed. The outer one: no server was asked. The inner one: none has answered, and the claim may
+    /// be stored yet.
+    pub async fn claim_transaction(
+        &self,
+        transaction: &str,
+    ) -> Result<Result<bool, String>, String> {
         let storage = self.0.storage.borrow().clone();
         let unknown = || {
             "whether another member executed it cannot be known: NATS does not answer".to_owned()
@@ -318,15 +322,20 @@ impl Cluster {
         }
         let key = URL_SAFE_NO_PAD.encode(transaction);
         let claim = Bytes::from(format!("{} {}", self.member(), ulid::Ulid::new()));
-        match storage.done.create(&key, claim.clone()).await {
+        Ok(match storage.done.create(&key, claim.clone()).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
                 // It may be ours: the client library asks again where an answer was lost.
-                let found = storage.done.get(&key).await.map_err(|_| unknown())?;
-                Ok(found.is_some_and(|found| found == claim))
+                let found = storage.done.get(&key).await.map_err(|_| unknown());
+                found.map(|found| found.is_some_and(|found| found == claim))
             }
             Err(_) => Err(unknown()),
-        }
+        })
+    }
+
+    /// Whether channels were assigned to this member, or none: before that nothing is wanted of the gateway.
+    pub fn has_assigned(&self) -> bool {
+        self.0.has_assigned.load(Ordering::Relaxed)
     }
 
     /// Whether this member holds a channel.

@@ -48,6 +48,7 @@ use tracing::{error, info, warn};
 use self::{
     condition::ConditionLog,
     flight::{Flight, Undeliverable},
+    losses::RejectedForGood,
     reader::Reader,
     requests::Requests,
     source::{JournalSource, Source},
@@ -104,6 +105,7 @@ pub struct Delivery {
     requests: Requests,
     waiting: Waiting,
     suspicion: Suspicion,
+    rejected: RejectedForGood,
 }
 
 /// Where it is shown how a sink is doing.
@@ -196,6 +198,7 @@ impl Delivery {
             requests,
             waiting,
             suspicion: Suspicion::default(),
+            rejected: RejectedForGood::default(),
         }
     }
 
@@ -223,13 +226,17 @@ impl Delivery {
             self.turn(&stop).await;
         }
         self.finish().await;
+        self.report_rejected(true);
         self.row.metrics.up(false);
     }
 
     /// Does the next thing that can be done, or waits until there is one.
     async fn turn(&mut self, stop: &CancellationToken) {
-        self.requests.refresh();
+        if self.requests.have_changed() {
+            self.requested_meanwhile().await;
+        }
         self.write_dead_letters();
+        self.report_rejected(false);
         if self.waiting.resume() {
             self.disconnect();
         }
@@ -292,7 +299,7 @@ impl Delivery {
             && self.flight.request.is_none()
             && self.flight.handed == self.flight.events.len()
             && self.flight.undeliverable.is_empty()
-            && !self.requests.have_precedence()
+            && !self.requests.are_due(true)
     }
 
     /// How many more events may be sent now.
@@ -360,6 +367,7 @@ impl Delivery {
     /// Waits for whatever comes first.
     async fn wait(&mut self, stop: &CancellationToken) {
         let paused = self.waiting.resume_at();
+        let (request, report) = (self.requests.resume_at(), self.rejected.due());
         let alone = self.flight.is_empty();
         let may_read = self.may_read();
         let limit = if may_read { self.reader.room(self.flight.size()) } else { 0 };
@@ -382,7 +390,9 @@ impl Delivery {
             Ok(()) = progress.changed(), if saving => {}
             Ok(()) = self.requests.changed.changed() => self.requested_meanwhile().await,
             () = clock::until(paused) => {}
-            Ok(()) = sleeps.changed(), if paused.is_some() => self.try_now(SLEPT),
+            () = clock::until(request) => {}
+            () = clock::until(report) => {}
+            Ok(()) = sleeps.changed(), if paused.or(request).is_some() => self.try_now(SLEPT),
             () = clock::until(silent) => self.failure(&hung()),
             () = clock::until(unanswered) => self.unanswered(),
         }
@@ -394,6 +404,7 @@ impl Delivery {
     /// Whatever is waited for, it is tried now.
     fn try_now(&mut self, why: &'static str) {
         info!(sink = %self.row.name, why, "tried at once");
+        self.requests.try_now();
         if self.waiting.try_now() {
             self.disconnect();
         }
@@ -549,8 +560,7 @@ impl Delivery {
             // What stands behind the last that went out was not wanted.
             self.reader.advance_to_read();
         }
-        let has_fault = self.waiting.fault.as_ref().is_some_and(|fault| fault.state != "rejecting");
-        if has_fault && !self.requests.have_failed() {
+        if self.waiting.fault.as_ref().is_some_and(|fault| fault.state != "rejecting") {
             // Nothing is left that it is about.
             self.worked();
         }

@@ -93,7 +93,7 @@ impl Gateway {
     }
 
     /// The same where the journal could be opened only after the start, and says only now when the relay last ran.
-    /// What is confirmed already was missing until now: since when it is there is not known.
+    /// What is confirmed already was missing until then.
     fn was_away_before(&self) {
         let wanted = {
             let targets = self.targets.borrow();

@@ -267,14 +267,19 @@ impl Journal {
                 cursor.set_active(true);
                 cursor.at = cursor.at.min(last);
                 (cursor.read, cursor.put_back) = (cursor.at, false);
-                return Ok(cursor.at);
+                let at = cursor.at;
+                memory.cursors.backlogs_begin_again(sink);
+                return Ok(at);
             }
             if memory.cursors.unknown { Start::Earliest } else { start }
         };
         let at = self.position(start)?;
         let mut memory = self.0.lock();
-        // Saved once before anything else happens, so that a restart does not begin again.
-        memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, None));
+        // Saved once before anything else happens, so that a restart does not begin again. One that was taken up
+        // while the disk was asked stays where it is.
+        let cursor =
+            memory.cursors.by_sink.entry(sink.into()).or_insert_with(|| Cursor::new(at, None));
+        let at = cursor.at;
         memory.cursors.save_within(Duration::ZERO);
         self.0.notify_writer(memory);
         Ok(at)
@@ -328,6 +333,12 @@ impl Journal {
         let cursor = memory.cursors.by_sink.get_mut(sink).filter(|cursor| cursor.put_back)?;
         (cursor.read, cursor.put_back) = (cursor.at, false);
         Some(cursor.at)
+    }
+
+    /// Where files could be opened only after the start: through which event what stands in them was published in
+    /// the log of a cluster, or delivered. Once.
+    pub(crate) fn take_found_late(&self) -> Option<Seq> {
+        self.0.lock().cursors.found_late.take()
     }
 
     /// A sink no longer uses its cursor: after `keep_delivered` it holds nothing back any more.
@@ -562,6 +573,14 @@ impl Journal {
         let mut memory = self.0.lock();
         memory.numbers.written = memory.numbers.last;
         self.0.publish(&memory);
+    }
+
+    /// Nobody else reads its file until `until` returns.
+    pub(crate) fn hold_file(&self, until: impl FnOnce()) {
+        drop(self.0.read_file(|_| {
+            until();
+            Ok(())
+        }));
     }
 
     /// Its writer has ended.

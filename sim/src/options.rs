@@ -195,6 +195,8 @@ pub enum ActivitiesQuery {
     AsSent,
     /// Types that are not listed are left out, as one public client reports.
     ListedTypes,
+    /// The same, and a request that lists a type without a published name is answered with 400.
+    PublishedTypes,
     /// A request without one of them is answered with 400.
     Complete,
 }

@@ -398,6 +398,9 @@ impl Sort {
 const REQUIRED: [&str; 9] =
     ["after", "before", "limit", "mincheer", "minhost", "minsub", "mintip", "origin", "types"];
 
+/// Types that the vendor has announced, and published no word for.
+const UNPUBLISHED: [&str; 2] = ["kicks", "jewels"];
+
 impl Wanted {
     /// Reads the query; an unknown parameter is ignored, a bad value is an error that names it.
     fn parse(query: &str) -> Result<Self, String> {
@@ -485,7 +488,15 @@ async fn activities(
     if let Some(missing) = missing {
         return error(StatusCode::BAD_REQUEST, &format!("{missing} is required"), false);
     }
-    if world.options.activities == ActivitiesQuery::ListedTypes && wanted.types.is_empty() {
+    let (lists_types, knows_all) = match world.options.activities {
+        ActivitiesQuery::AsSent | ActivitiesQuery::Complete => (false, true),
+        ActivitiesQuery::ListedTypes => (true, true),
+        ActivitiesQuery::PublishedTypes => (true, false),
+    };
+    if !knows_all && wanted.types.iter().any(|kind| UNPUBLISHED.contains(&kind.as_str())) {
+        return error(StatusCode::BAD_REQUEST, "types is invalid", false);
+    }
+    if lists_types && wanted.types.is_empty() {
         return document(&json!([]));
     }
     let page: Vec<Value> = with_session(&world, &channel, |session| {

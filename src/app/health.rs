@@ -379,8 +379,8 @@ mod tests {
             let mut snapshot = Snapshot::default();
             snapshot.gateway = gateway(Phase::Open, &states);
             for (name, state) in ["home", "shop"].into_iter().zip(sinks) {
-                let since = clock::now();
-                let sink = Sink { state, since, matched: 1, ..Sink::default() };
+                let left_up = Some(clock::Moment::now());
+                let sink = Sink { state, left_up, matched: 1, ..Sink::default() };
                 snapshot.sinks.sinks.insert(name.into(), sink);
             }
             let verdict = verdict(&snapshot);

@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -52,8 +52,12 @@ use crate::{
 /// journal.
 pub const STOP: Duration = Duration::from_secs(8);
 
-/// How long the journal may take to close: a disk that hangs must not keep the process from ending.
+/// How long the journal may take to close while its disk takes nothing: one that hangs must not keep the process from
+/// ending.
 const CLOSE: Duration = Duration::from_secs(4);
+
+/// The same in all, for a disk that is slow.
+const CLOSE_SLOWLY: Duration = Duration::from_secs(10);
 
 /// How long the other members of a cluster may take to take over, before that.
 const LEAVE: Duration = Duration::from_secs(20);
@@ -245,17 +249,31 @@ impl Relay {
     }
 }
 
-/// Closes the journal, within that time. What is left then has to end with the process.
+/// Closes the journal; gives up when nothing was written for that time. What is left then has to end with the process.
 async fn close(journal: &Journal, limit: Duration) {
     let closing = journal.clone();
-    match timeout(limit, tokio::task::spawn_blocking(move || closing.close())).await {
-        Ok(Ok(())) => {}
-        Ok(Err(_)) => warn!("the journal was not closed in order"),
-        Err(_) => {
-            let figures = journal.figures();
-            let unwritten = figures.last.saturating_sub(figures.written);
-            error!(unwritten, "the journal was not closed in order: the disk does not answer");
+    let mut closing = tokio::task::spawn_blocking(move || closing.close());
+    let end = Instant::now() + CLOSE_SLOWLY;
+    let mut before = None;
+    let unwritten = loop {
+        let figures = journal.figures();
+        let reached = Some((figures.written, figures.synced));
+        let left = end.saturating_duration_since(Instant::now());
+        if reached == before || left.is_zero() {
+            break figures.last.saturating_sub(figures.written);
         }
+        before = reached;
+        match timeout(limit.min(left), &mut closing).await {
+            Ok(Ok(())) => return,
+            // It has panicked.
+            Ok(Err(_)) => break 0,
+            Err(_) => {}
+        }
+    };
+    if unwritten == 0 {
+        warn!("the journal was not closed in order");
+    } else {
+        error!(unwritten, "the journal was not closed in order: the disk does not answer in time");
     }
 }
 
@@ -579,7 +597,9 @@ async fn add_http(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use serde_json::json;
+    use tokio::time::advance;
 
     use super::*;
     use crate::base::event::own;
@@ -591,6 +611,22 @@ mod tests {
         journal.append(&mut vec![own("t", &nobody, &nobody, &json!({}), 1)]);
         close(&journal, Duration::from_millis(1)).await;
         // For the runtime, which waits for all of its threads here.
+        journal.writer_ends();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_is_slow_is_waited_for_while_it_writes() {
+        let journal = Journal::on_hung_disk(1 << 20);
+        let nobody = "".into();
+        journal.append(&mut vec![own("t", &nobody, &nobody, &json!({}), 1)]);
+        let mut closing = std::pin::pin!(close(&journal, CLOSE));
+        assert!(closing.as_mut().now_or_never().is_none());
+        journal.disk_answers();
+        let time = CLOSE + Duration::from_millis(1);
+        advance(time).await;
+        assert!(closing.as_mut().now_or_never().is_none(), "it has written something");
+        advance(time).await;
+        assert!(closing.now_or_never().is_some(), "and then nothing any more");
         journal.writer_ends();
     }
 }

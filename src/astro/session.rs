@@ -28,11 +28,11 @@ use self::{
     pace::Pace,
     rooms::Rooms,
     subscription::{Entry, Leaving, Nonce},
-    unplaced::Unplaced,
 };
 pub use self::{
     rooms::NamedRooms,
     subscription::{Refusal, Subscription, SubscriptionState, Update, Wanted},
+    unplaced::Unplaced,
     unreadable::Unreadable,
 };
 use super::wire::{self, ServerFrame};
@@ -177,6 +177,7 @@ impl Session {
                 entry.asked_at = old.asked_at;
             }
             entry.named_before.clone_from(&old.named_before);
+            (entry.is_renewed, entry.is_continued) = (old.is_renewed, old.is_continued);
         }
         // What was being given up is restored as well, as far as the gateway had not got the command.
         session.leaving = before
@@ -467,11 +468,6 @@ impl Session {
     /// Whether no answer is to come that would tell more about whose messages are.
     fn is_settled(&self) -> bool {
         self.leaving.is_empty() && self.all_answered()
-    }
-
-    /// The topics of which messages came lately that belong to no channel because several come into question.
-    pub fn unplaced(&self, now: Instant) -> Vec<Arc<str>> {
-        self.unplaced.topics(now)
     }
 
     /// How long the gateway may be silent before it is taken to be gone.

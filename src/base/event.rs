@@ -229,11 +229,14 @@ pub fn own_text(
     made(ulid::Ulid::new().to_string(), topic, channel, room, data, now)
 }
 
+/// The topic of a report that events are missing.
+pub(crate) const GAP: &str = "relay.gap";
+
 /// A report of events that a sink will never get, for all channels alike.
 pub(crate) fn lost(cause: &str, sink: &str, count: u64) -> Event {
     let data = serde_json::json!({"cause": cause, "sink": sink, "count": count});
     let no_channel: Arc<str> = "".into();
-    own("relay.gap", &no_channel, &no_channel, &data, crate::base::clock::now())
+    own(GAP, &no_channel, &no_channel, &data, crate::base::clock::now())
 }
 
 /// An event that did not happen, for trying a way out: marked in each way that reaches some destination,

@@ -8,16 +8,15 @@
 //! | is a member, or was one last | [`CURSOR`], and a mark with its place where it became one | the cursors of sinks stand still; a sink that came meanwhile has none |
 //! | was a member, and is alone | [`CURSOR`], and a mark without a place | [`CURSOR`] stands still |
 //!
-//! Something is done only where the one becomes the other. A member of an earlier version has no mark, nor has one that
-//! became a member while its journal could not be opened.
+//! Something is done only where the one becomes the other. A member of an earlier version has no mark. One that became
+//! a member while its journal could not be opened has it when that can be ([`found_late`]).
 
 use tracing::{info, warn};
 
-use super::outbox::CURSOR;
 use crate::{
     base::{clock, event::Seq},
     config::Start,
-    journal::{Health, Journal, StateElement},
+    journal::{Health, Journal, OUTBOX as CURSOR, StateElement},
 };
 
 /// Under this name the journal keeps the mark. No channel can have it: their labels have no dot.
@@ -50,9 +49,19 @@ pub(crate) fn joins<'s>(journal: &Journal, sinks: impl Iterator<Item = &'s str>)
         );
     }
     journal.set_cursor(CURSOR, at);
-    // Files that can be opened only later may have a mark, and that place is none in them.
+    // Files that can be opened only later may have a mark, and that place is none in them: see `found_late`.
     if !matches!(journal.figures().health, Health::Degraded(_)) {
         set_mark(journal, Some(at));
+    }
+}
+
+/// The journal's files could be opened only when this relay was a member; what stands in them was delivered or
+/// published through `published`. Where they do not say that it was one before, it became one there. Blocks on the
+/// disk.
+pub(super) fn found_late(journal: &Journal, published: Seq) {
+    let known = was_member(journal, &[]).and_then(|member| member.joined);
+    if known.is_none() {
+        set_mark(journal, Some(published));
     }
 }
 
@@ -158,6 +167,17 @@ mod tests {
             self.journal.close();
             set_disk(self.dir.path(), has_disk);
             self.journal = open(self.dir.path().join("link/journal"));
+        }
+
+        /// Its disk comes while it runs.
+        async fn finds_its_disk(&self) {
+            set_disk(self.dir.path(), true);
+            let mut health = self.journal.health();
+            let sound = health.wait_for(|health| *health == Health::Sound);
+            timeout(Duration::from_mins(1), sound).await.expect("it is opened").unwrap();
+            if let Some(published) = self.journal.take_found_late() {
+                found_late(&self.journal, published);
+            }
         }
 
         /// One that was alone so far, and its sinks had so much of ten events.
@@ -338,10 +358,7 @@ mod tests {
         relay.publishes(20);
         relay.restarts(false);
         relay.joins();
-        set_disk(relay.dir.path(), true);
-        let mut health = relay.journal.health();
-        let sound = health.wait_for(|health| *health == Health::Sound);
-        timeout(Duration::from_mins(1), sound).await.expect("it is opened").unwrap();
+        relay.finds_its_disk().await;
         relay.receives(10);
         let last = relay.journal.figures().last;
         relay.publishes(last);
@@ -350,6 +367,32 @@ mod tests {
         // What was published its sinks do not deliver again.
         relay.leaves();
         assert_eq!(relay.cursors(), [Some(last), Some(last), Some(last)]);
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_becomes_a_member_without_its_disk_became_one_where_its_sinks_were() {
+        for (had, was_a_member_once) in [(8, false), (10, false), (8, true), (10, true)] {
+            let mut relay = Relay::alone(had, had);
+            if was_a_member_once {
+                relay.joins();
+                relay.leaves();
+            }
+            relay.restarts(false);
+            relay.joins();
+            relay.finds_its_disk().await;
+            // As the outbox does.
+            let behind = (had < 10).then_some(had);
+            assert_eq!(relay.journal.put_back(CURSOR), behind);
+            relay.receives(10);
+            let last = relay.journal.figures().last;
+            relay.publishes(last);
+            relay.restarts(true);
+            relay.joins();
+            assert_eq!(relay.cursors(), [Some(had), Some(had), Some(last)]);
+            // What was published its sinks do not deliver again.
+            relay.leaves();
+            assert_eq!(relay.cursors(), [Some(last), Some(last), Some(last)]);
+        }
     }
 
     #[test]

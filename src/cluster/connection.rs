@@ -89,8 +89,8 @@ pub(crate) struct Connection {
     /// How many servers are configured, and whose turn it is of those that are known.
     servers: usize,
     choice: Arc<Mutex<Choice>>,
-    /// The servers' clock; ours until they have said a time.
-    clock: Arc<Mutex<ServerClock>>,
+    /// The servers' clock, as soon as they have said a time.
+    clock: Arc<Mutex<Option<ServerClock>>>,
 }
 
 /// The stream and the buckets.
@@ -265,7 +265,7 @@ impl Connection {
             reached,
             servers: configured,
             choice,
-            clock: Arc::new(Mutex::new(ServerClock::ours())),
+            clock: Arc::default(),
         })
     }
 
@@ -428,11 +428,19 @@ impl Connection {
 
     /// The servers' clock showed this about now.
     pub(super) fn set_server_time(&self, at: time::OffsetDateTime) {
-        *lock(&self.clock) = ServerClock::shows(clock::millis(at));
+        *lock(&self.clock) = Some(ServerClock::shows(clock::millis(at)));
     }
 
+    /// The servers' clock; ours until they have said a time.
     pub(super) fn clock(&self) -> ServerClock {
-        *lock(&self.clock)
+        let known = *lock(&self.clock);
+        known.unwrap_or_else(ServerClock::ours)
+    }
+
+    /// How far it is ahead of ours, in milliseconds (negative: behind).
+    pub(super) fn ahead(&self) -> i64 {
+        let known = *lock(&self.clock);
+        known.map_or(0, ServerClock::ahead)
     }
 }
 

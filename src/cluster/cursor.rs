@@ -39,6 +39,9 @@ pub(super) struct Cursor {
     /// What the destination has accepted behind it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) behind: Vec<Seq>,
+    /// What is missing behind it and reported: the first number, and the last, of each range.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) reported: Vec<(Seq, Seq)>,
     pub(super) member: String,
     pub(super) run: String,
 }
@@ -152,6 +155,7 @@ pub(super) async fn claim(
         );
         cursor.seq = seq;
         cursor.behind.clear();
+        cursor.reported.clear();
     }
     if moved.is_some() || cursor.stored == 0 {
         cursor.stored = stored(log, cursor.seq).await.map_err(|error| unavailable(&error))?;

@@ -115,14 +115,20 @@ impl LogSource {
                 Ok((begin, revision)) => {
                     let at = begin.seq;
                     let stored = begin.stored;
-                    let queue =
-                        Queue { read: at, read_stored: stored, last: at, ..Queue::default() };
+                    let queue = Queue {
+                        read: at,
+                        read_stored: stored,
+                        last: at,
+                        reported_holes: begin.reported.clone(),
+                        ..Queue::default()
+                    };
                     let position = Position {
                         at,
                         stored,
                         behind: begin.behind.clone(),
                         saved: at,
                         saved_behind: begin.behind.clone(),
+                        saved_reported: begin.reported.clone(),
                         revision,
                         is_left: false,
                         is_in_doubt: false,
@@ -244,6 +250,9 @@ impl LogSource {
                 if last == lock(&self.queue).read {
                     continue;
                 }
+                if last > read && self.is_deleted(read + 1, last).await? {
+                    lock(&self.queue).end_is_missing(read, last);
+                }
                 return Ok(None);
             };
             let info = message.info()?;
@@ -259,7 +268,7 @@ impl LogSource {
             if seq <= read {
                 continue;
             }
-            queue.lost += seq - read - 1;
+            queue.miss(read + 1, seq - 1);
             read = seq;
             (queue.read, queue.read_stored) = (seq, stored);
             queue.stored.push_back((seq, stored));
@@ -267,7 +276,7 @@ impl LogSource {
                 Decoded::Piece => continue,
                 Decoded::Lost => {
                     error!(sink = %self.sink, seq, "a piece of a large event is not in the log any more");
-                    queue.lost += 1;
+                    queue.miss(seq, seq);
                     continue;
                 }
                 Decoded::Event(record) => record,
@@ -297,15 +306,19 @@ impl LogSource {
         let stored =
             if seq == at { stored } else { cursor::stored(&self.storage.log, seq).await? };
         let (member, run) = (self.cluster.member().to_owned(), self.cluster.run().to_owned());
-        let cursor = Cursor { seq, stored, behind, member, run };
+        let reported = lock(&self.queue).reported_within(kept);
+        let cursor = Cursor { seq, stored, behind, reported, member, run };
         cursor::set(&self.storage.cursors, &self.sink, &cursor).await?;
         Ok(())
     }
 
     /// What is to be saved, where anything is.
     fn unsaved(&self) -> Option<(Cursor, u64)> {
+        let reported = lock(&self.queue).reported_holes.clone();
         let position = lock(&self.position);
-        let is_saved = position.at <= position.saved && position.behind == position.saved_behind;
+        let is_saved = position.at <= position.saved
+            && position.behind == position.saved_behind
+            && reported == position.saved_reported;
         if is_saved && !position.is_in_doubt {
             return None;
         }
@@ -313,6 +326,7 @@ impl LogSource {
             seq: position.at,
             stored: position.stored,
             behind: position.behind.clone(),
+            reported,
             member: self.cluster.member().to_owned(),
             run: self.cluster.run().to_owned(),
         };
@@ -422,6 +436,7 @@ impl LogSource {
         position.revision = revision;
         position.is_in_doubt = false;
         position.saved_behind.clone_from(&cursor.behind);
+        position.saved_reported.clone_from(&cursor.reported);
         drop(position);
         self.signals.progress.send_modify(|count| *count += 1);
     }
@@ -492,7 +507,9 @@ impl Source for LogSource {
     }
 
     fn unreported(&self, lost: u64) -> u64 {
-        lock(&self.queue).report(lost)
+        let count = lock(&self.queue).report_first(lost);
+        self.signals.moved.notify_one();
+        count
     }
 
     fn lost_cause(&self) -> &'static str {
@@ -509,8 +526,8 @@ impl Source for LogSource {
             (position.at, position.stored)
         };
         let mut queue = lock(&self.queue);
-        let (last, reported) = (queue.last, queue.reported);
-        *queue = Queue { read, read_stored, reported, last, ..Queue::default() };
+        let (last, reported_holes) = (queue.last, std::mem::take(&mut queue.reported_holes));
+        *queue = Queue { read, read_stored, reported_holes, last, ..Queue::default() };
         drop(queue);
         self.signals.again.notify_one();
     }

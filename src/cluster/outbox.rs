@@ -34,7 +34,10 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesUnordered,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -48,7 +51,7 @@ use self::{
     standstill::Standstill,
 };
 use super::{
-    Cluster,
+    Cluster, alone,
     connection::{IN_FLIGHT, Storage},
     gaps::{self, ReceivedQuestion},
     message, parts,
@@ -229,6 +232,7 @@ async fn listen(cluster: &Cluster) -> (Subscriber, Flight) {
 impl Outbox {
     async fn run(mut self, stop: CancellationToken) {
         let storage = loop {
+            self.take_found_late();
             self.show();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -245,6 +249,7 @@ impl Outbox {
         self.turned = Moment::now();
         loop {
             self.check_for_standstill();
+            self.take_found_late();
             if let Some(after) = self.journal.put_back(CURSOR) {
                 info!("what the journal holds from before this start is published now");
                 reading = None;
@@ -292,6 +297,14 @@ impl Outbox {
                 () = sleep(RETRY), if give_up.is_some() => {}
                 () = sleep(TURN) => {}
             }
+        }
+    }
+
+    /// Files of the journal have come back that may not say yet that this relay is a member.
+    fn take_found_late(&self) {
+        if let Some(published) = self.journal.take_found_late() {
+            let journal = self.journal.clone();
+            drop(spawn_blocking(move || alone::found_late(&journal, published)));
         }
     }
 

@@ -222,7 +222,7 @@ impl Cluster {
             problems.push(format!(
                 "cluster: the log is not there yet: events wait in the local journal ({waiting} wait)"
             ));
-        } else if !self.0.has_assigned.load(Ordering::Relaxed) {
+        } else if !self.has_assigned() {
             problems.push(
                 "cluster: this member waits for the others before it takes up channels".into(),
             );
@@ -334,6 +334,20 @@ mod tests {
             assert!(text.contains(&shown(metrics::CLUSTER_DRIVES, "NaN")), "{text}");
             assert!(text.contains(&shown(metrics::CLUSTER_LEASE_AGE, "NaN")), "{text}");
         });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_is_not_compared_before_a_server_has_said_a_time() {
+        tls::install_provider();
+        // Nobody listens there.
+        let settings = json!({ "url": "nats://127.0.0.1:1", "member": "a" });
+        let settings: config::Cluster = serde_json::from_value(settings).unwrap();
+        let cluster = Box::pin(Cluster::begin(&settings, Configured::default())).await.unwrap();
+        // As when our clock was set back at the start.
+        tokio::time::advance(CLOCK_IS_OFF * 2).await;
+        assert_eq!((cluster.clock_offset(), cluster.ahead()), (None, 0));
+        cluster.0.connection.set_server_time(time::OffsetDateTime::UNIX_EPOCH);
+        assert!(cluster.clock_offset().unwrap().ends_with("ahead of that of the NATS servers"));
     }
 
     fn config(topics: &[&str], token: &str) -> Config {

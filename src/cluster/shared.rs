@@ -1,6 +1,8 @@
 //! Dead letters and replays for people: what the command line and the endpoint ask of the cluster, whichever
 //! member drives the sink.
 
+use std::pin::pin;
+
 use async_nats::jetstream::{kv::Store, stream::Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -81,19 +83,27 @@ impl SharedRequests {
         Ok(Self { log, dead, member, max_payload, clock, index })
     }
 
-    /// The newest `most` dead letters, oldest first.
+    /// The newest `most` dead letters, oldest first; none before the one with which they exceed so many `bytes`.
     pub(crate) async fn letters(
         &self,
         which: Which<'_>,
-        most: usize,
+        (most, bytes): (usize, usize),
     ) -> Result<Vec<DeadLetter>, ClusterError> {
-        let mut keys = self.index.letters(which.sink, which.numbers, false);
-        keys.drain(..keys.len().saturating_sub(most));
-        let reads = keys.into_iter().map(async |key| {
+        let keys = self.index.letters(which.sink, which.numbers, false);
+        let reads = keys.into_iter().rev().take(most).map(async |key| {
             letters::read(&self.dead, &key, 0, self.clock).await.map_err(unavailable)
         });
-        let read: Vec<_> = stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
-        Ok(read.into_iter().flatten().map(|(letter, _)| letter).collect())
+        let mut reads = pin!(stream::iter(reads).buffered(AT_ONCE));
+        let (mut letters, mut read) = (Vec::new(), 0);
+        while read <= bytes
+            && let Some(next) = reads.try_next().await?
+        {
+            let Some((letter, _)) = next else { continue };
+            read += letter.record.event.message.len();
+            letters.push(letter);
+        }
+        letters.reverse();
+        Ok(letters)
     }
 
     /// Has dead letters tried again; answers how many.

@@ -91,10 +91,14 @@ pub struct Tools {
     pub config: watch::Receiver<Arc<Config>>,
 }
 
-/// Answers whether the transaction of a command, known by this text, is to be executed here; an error: that
-/// cannot be known now. The text is the same on every member that receives the command.
+/// Whether a transaction is to be executed here; an error: that cannot be known now. The outer one: nobody was asked,
+/// so the command may come again.
+pub type Claimed = Result<Result<bool, String>, String>;
+
+/// Asks that of the transaction of a command, known by this text, which is the same on every member that receives the
+/// command.
 #[derive(Clone)]
-pub struct Once(pub Arc<dyn Fn(String) -> BoxFuture<'static, Result<bool, String>> + Send + Sync>);
+pub struct Once(pub Arc<dyn Fn(String) -> BoxFuture<'static, Claimed> + Send + Sync>);
 
 impl std::fmt::Debug for Once {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -295,7 +299,8 @@ impl Rate {
 }
 
 impl Tools {
-    /// Executes a command unless another member has; an error: whether one has is not known, and nothing was tried.
+    /// Executes a command unless another member has; an outer error: whether one has is not known, and nothing was
+    /// tried.
     async fn execute_once(
         &self,
         origin: &str,
@@ -304,11 +309,15 @@ impl Tools {
         if let (Some(once), Some(transaction)) = (&self.once, &command.transaction) {
             // An origin is the name of a sink, or `http`: the same on every member.
             let key = format!("{origin}/{}/{transaction}", command.channel);
-            let claimed = once.0(key).await;
-            if !claimed.map_err(|error| Failure::new(ErrorKind::Failed, 503, error))? {
-                let error =
-                    "another member of the cluster has executed this transaction, or tried to";
-                return Ok(Err(Failure::bad(409, error)));
+            let refused = |error: String| Failure::new(ErrorKind::Failed, 503, error);
+            match once.0(key).await.map_err(refused)? {
+                Ok(true) => {}
+                Ok(false) => {
+                    let error =
+                        "another member of the cluster has executed this transaction, or tried to";
+                    return Ok(Err(Failure::bad(409, error)));
+                }
+                Err(error) => return Ok(Err(refused(error))),
             }
         }
         Ok(self.execute(command).await)
@@ -606,7 +615,7 @@ mod tests {
         let claimed = std::sync::Mutex::new(BTreeSet::new());
         executor.tools.once = Some(Once(Arc::new(move |transaction| {
             let is_new = claimed.lock().unwrap().insert(transaction);
-            Box::pin(async move { Ok(is_new) })
+            Box::pin(async move { Ok(Ok(is_new)) })
         })));
         let stop = CancellationToken::new();
         let keeper = async {
@@ -632,10 +641,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_transaction_that_could_not_be_claimed_may_come_again() {
+    async fn a_transaction_that_nobody_was_asked_about_may_come_again() {
         let (mut executor, submitter, mut answers, requests) = executor();
         let mut requests = requests.lock().await;
-        let claims = [Err("no server".to_owned()), Ok(true), Ok(false)];
+        let no_answer = Err("no answer".to_owned());
+        let claims = [Err("no server".to_owned()), Ok(Ok(true)), Ok(Ok(false)), Ok(no_answer)];
         let claims = std::sync::Mutex::new(VecDeque::from(claims));
         executor.tools.once = Some(Once(Arc::new(move |_| {
             let claim = claims.lock().unwrap().pop_front().unwrap();
@@ -653,6 +663,11 @@ mod tests {
             for _ in 0..2 {
                 refresh(&submitter, "a", "2");
                 assert_eq!(answered(&mut answers).await, ("2".to_owned(), Some(409)));
+            }
+            // So is one whose claim may be stored yet: it would find that.
+            for _ in 0..2 {
+                refresh(&submitter, "a", "3");
+                assert_eq!(answered(&mut answers).await, ("3".to_owned(), Some(503)));
             }
             stop.cancel();
         };

@@ -85,7 +85,7 @@ impl Delivery {
                         sink = %self.row.name, id = %event.id, topic = %event.place.topic, reason,
                         "an event was rejected and is lost: without `journal.dir` there are no dead letters"
                     );
-                    self.rejected_for_good(event);
+                    self.rejected.add(&self.row, event);
                 }
                 // The disk has so much to do; there is a sign when it is done.
                 SetAside::Wait => return,

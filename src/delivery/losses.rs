@@ -1,10 +1,13 @@
 //! Reports events that a sink will never get: once each, when the journal has dropped them and not only when
 //! the sink would have come to them. The event `relay.gap` follows then, one for all of them. One that was
-//! rejected where there are no dead letters is reported at once.
+//! rejected where there are no dead letters is counted at once, and the event follows at most once a minute.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
 use tracing::error;
 
-use super::{Delivery, source::LOST, status::Status};
+use super::{Delivery, StatusRow, source::LOST, status::Status};
 use crate::{
     base::{
         event::{self, Event, Seq},
@@ -16,8 +19,34 @@ use crate::{
 /// Why an event is lost that was rejected where nothing is written to disk.
 const REJECTED: &str = "rejected, and not kept without journal.dir";
 
-/// The topic of the report.
-const GAP: &str = "relay.gap";
+/// How often those are reported by a `relay.gap`.
+const REPORTED: Duration = Duration::from_mins(1);
+
+/// Events that were rejected, are kept nowhere, and are still to be reported by a `relay.gap`.
+#[derive(Debug, Default)]
+pub(super) struct RejectedForGood {
+    count: u64,
+    /// No report before.
+    next: Option<Instant>,
+}
+
+impl RejectedForGood {
+    /// One more.
+    pub(super) fn add(&mut self, row: &StatusRow, event: &Event) {
+        // Of a report that is rejected, too, there is no other: that would go on for ever.
+        if &*event.place.topic == event::GAP {
+            return;
+        }
+        metrics::add_for(metrics::LOST, "sink", &row.name, 1);
+        row.status.lost(&row.name, 1, REJECTED);
+        self.count += 1;
+    }
+
+    /// When they are to be reported.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (self.count > 0).then(|| self.next.unwrap_or_else(Instant::now))
+    }
+}
 
 /// Reports what the journal has dropped before configured sinks had it.
 pub(crate) fn report_all(journal: &Journal, status: &Status) {
@@ -71,15 +100,15 @@ impl Delivery {
         self.reader.source.append(gap);
     }
 
-    /// An event that the destination has rejected, and that is kept nowhere.
-    pub(super) fn rejected_for_good(&self, event: &Event) {
-        let (status, sink) = (&self.row.status, &*self.row.name);
-        metrics::add_for(metrics::LOST, "sink", sink, 1);
-        status.lost(sink, 1, REJECTED);
-        // Of a report that is rejected, too, there is no other: that would go on for ever.
-        if &*event.place.topic != GAP {
-            self.reader.source.append(event::lost(REJECTED, sink, 1));
+    /// Reports what was rejected and is kept nowhere, if it is time to, or `at_once`.
+    pub(super) fn report_rejected(&mut self, at_once: bool) {
+        let now = Instant::now();
+        if self.rejected.due().is_none_or(|due| due > now && !at_once) {
+            return;
         }
+        let count = std::mem::take(&mut self.rejected.count);
+        self.rejected.next = Some(now + REPORTED);
+        self.reader.source.append(event::lost(REJECTED, &self.row.name, count));
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     Cause, Delivery, Failure, Instant, clock, describe, status,
     waiting::{self, Met},
 };
+use crate::base::clock::Moment;
 
 /// When nothing was acknowledged for so long, with events in flight, that is shown. A connection ends only
 /// later: when its sink's timeout is over.
@@ -54,15 +55,28 @@ impl Delivery {
                     self.suspicion.excused();
                 }
                 self.flight.recall();
+                // An event at which the connection ends may be to blame: it is sent until that is decided.
+                if !(closed && self.suspicion.may_blame()) && self.give_back(cause) {
+                    return self.request_failed(cause);
+                }
                 self.failed_with(cause, if idle { Met::Idle } else { Met::Events });
                 if let (true, Some(head)) = (closed, head) {
                     self.connection_ended_at(head, alone, cause);
                 }
-                // An event at which the connection ends may be to blame: it is sent until that is decided.
-                if !(closed && self.suspicion.may_blame()) {
-                    self.give_back();
-                }
             }
+        }
+    }
+
+    /// What was asked for has failed. Of the sink itself that says something only where a session is lost.
+    fn request_failed(&mut self, cause: &Cause) {
+        if matches!(cause, Cause::Down(_)) && self.waiting.session {
+            return self.failed(cause, false);
+        }
+        self.row.metrics.retry(waiting::word(cause));
+        self.answered();
+        let (_, connected) = waiting::state(cause, false);
+        if !connected {
+            self.disconnect();
         }
     }
 
@@ -198,6 +212,9 @@ impl Delivery {
         let mut delivers = false;
         self.row.show(|row| {
             if row.state != state {
+                if row.state == "up" {
+                    row.left_up = Some(Moment::now());
+                }
                 row.state = state;
                 row.since = clock::now();
             }

@@ -2,15 +2,21 @@
 //!
 //! Requests stand in the journal's file, written by the command line or the admin page. They are
 //! dealt with between batches, one at a time, so that new events do not wait for old ones. Each is a
-//! flight of its own: its events go the same way as new ones, but the cursor stays. One that fails is
-//! given back: new events go before it is read and tried again.
+//! flight of its own: its events go the same way as new ones, but the cursor stays.
+//!
+//! One that fails is given back, and requests wait: new events go on as if it were not there, and the sink is
+//! as well as they find it. It is read and tried again, a dead letter at most [`TRIES`] times in a row.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
-use super::{ASKED, Delivery, reader::BATCH_BYTES};
+use super::{
+    ASKED, Delivery, describe,
+    reader::BATCH_BYTES,
+    waiting::{FIRST_WAIT, LONGEST_ASKED},
+};
 use crate::{
     base::event::{Origin, Seq},
     delivery::{
@@ -18,10 +24,14 @@ use crate::{
         route::Rendered,
     },
     journal::{DeadLetter, Replay},
+    sink::Cause,
 };
 
 /// Events of a replay that are sent between two batches of new ones.
 const REPLAY_BATCH: usize = 128;
+
+/// A dead letter that has failed so often in a row stays one, with the reason.
+const TRIES: u32 = 5;
 
 /// Something that is asked for.
 #[derive(Debug)]
@@ -76,6 +86,18 @@ impl Begun {
     }
 }
 
+/// What was begun last, failed, and is still to be done.
+#[derive(Debug, Clone, Copy)]
+struct Failed {
+    id: RequestId,
+    /// The event at which it has.
+    at: Seq,
+    /// How often in a row.
+    times: u32,
+    /// No request is begun before.
+    until: Instant,
+}
+
 /// What is asked for, and whose turn it is.
 #[derive(Debug)]
 pub(super) struct Requests {
@@ -86,8 +108,7 @@ pub(super) struct Requests {
     /// There may be something in the journal that is not in `queue`.
     pending: bool,
     queue: VecDeque<Request>,
-    /// What was begun last, failed, and is still to be done.
-    given_back: Option<RequestId>,
+    failed: Option<Failed>,
     /// The next batch of new events comes first.
     pub(super) yielded: bool,
 }
@@ -99,28 +120,30 @@ impl Requests {
             retries,
             pending: true,
             queue: VecDeque::new(),
-            given_back: None,
+            failed: None,
             yielded: false,
         }
     }
 
-    /// Sees whether something was asked for. Where the next batch is always there, nothing is ever waited
-    /// for.
-    pub(super) fn refresh(&mut self) {
-        if self.changed.has_changed().unwrap_or(false) {
+    /// Whether something was asked for. Where the next batch is always there, nothing is ever waited for.
+    pub(super) fn have_changed(&mut self) -> bool {
+        let changed = self.changed.has_changed().unwrap_or(false);
+        if changed {
             self.changed.mark_unchanged();
-            self.pending = true;
         }
+        changed
     }
 
-    /// Whether new events wait for what is asked for.
-    pub(super) fn have_precedence(&self) -> bool {
-        self.are_due(true)
+    /// Until when none is begun, since the last has failed.
+    pub(super) fn resume_at(&self) -> Option<Instant> {
+        self.failed.map(|failed| failed.until).filter(|until| *until > Instant::now())
     }
 
-    /// Whether one that has failed is still to be done: then so is what was wrong with it.
-    pub(super) fn have_failed(&self) -> bool {
-        self.given_back.is_some()
+    /// Whatever is waited for, it is tried now.
+    pub(super) fn try_now(&mut self) {
+        if let Some(failed) = &mut self.failed {
+            failed.until = Instant::now();
+        }
     }
 
     /// Whether what comes next is a dead letter.
@@ -130,7 +153,8 @@ impl Requests {
 
     /// Whether one may be begun with nothing in flight; `new`: there are new events.
     pub(super) fn are_due(&self, new: bool) -> bool {
-        (self.pending || !self.queue.is_empty()) && !(self.yielded && new)
+        let any = self.pending || !self.queue.is_empty();
+        any && !(self.yielded && new) && self.resume_at().is_none()
     }
 }
 
@@ -153,29 +177,26 @@ impl Delivery {
         let in_flight = self.flight.request.as_ref().map(Begun::id);
         queue.retain(|request| Some(request.id()) != in_flight);
         // Somebody may have dropped it.
-        self.requests.given_back = self
-            .requests
-            .given_back
-            .filter(|given_back| queue.iter().any(|request| request.id() == *given_back));
+        let mut asked = queue.iter().map(Request::id).chain(in_flight);
+        let failed = self.requests.failed;
+        self.requests.failed = failed.filter(|failed| asked.any(|id| id == failed.id));
         self.requests.queue = queue;
         !self.requests.queue.is_empty()
     }
 
     /// Something is asked for of some sink. If it is this one, and new, a wait is over: whoever asks knows why.
-    /// So it is when what was waited for is dropped.
     pub(super) async fn requested_meanwhile(&mut self) {
         self.requests.pending = true;
-        let waits = self.waiting.resume_at().is_some() || self.waiting.reconnect_at().is_some();
-        if !waits {
+        let waits =
+            [self.waiting.resume_at(), self.waiting.reconnect_at(), self.requests.resume_at()];
+        if waits.iter().all(Option::is_none) {
             return;
         }
-        let given_back = self.requests.given_back;
         let queued = self.requests.queue.iter().map(Request::id);
-        let known: Vec<RequestId> = queued.chain(given_back).collect();
-        let any = self.load_requests().await;
-        let dropped = given_back.is_some() && !self.requests.have_failed();
-        let is_new = |request: &Request| !known.contains(&request.id());
-        if dropped || (any && self.requests.queue.iter().any(is_new)) {
+        let known: Vec<RequestId> =
+            queued.chain(self.requests.failed.map(|failed| failed.id)).collect();
+        self.load_requests().await;
+        if self.requests.queue.iter().any(|request| !known.contains(&request.id())) {
             self.try_now(ASKED);
         }
     }
@@ -184,13 +205,12 @@ impl Delivery {
     pub(super) async fn begin_request(&mut self) {
         // Also where they cannot be read.
         self.requests.yielded = true;
-        let is_stale = self.requests.queue.is_empty() || self.requests.have_failed();
+        // What has failed may have been dropped.
+        let is_stale = self.requests.queue.is_empty() || self.requests.failed.is_some();
         if is_stale && !self.load_requests().await {
-            // What has failed may have been dropped.
-            return self.flight_is_done();
+            return;
         }
         let Some(request) = self.requests.queue.pop_front() else { return };
-        self.requests.given_back = None;
         match request {
             Request::Letter(letter) => self.try_again(&letter),
             Request::Replay(replay) => self.replay(&replay).await,
@@ -198,23 +218,48 @@ impl Delivery {
     }
 
     /// Gives back what was begun and has failed, with nothing in flight. A letter is to go out again as it
-    /// is, of a replay what is not yet dealt with.
-    pub(super) fn give_back(&mut self) {
+    /// is, of a replay what is not yet dealt with. An answer: there was something.
+    pub(super) fn give_back(&mut self, cause: &Cause) -> bool {
         let undeliverable = self.flight.undeliverable.front().map(|event| event.record.seq);
         // With nothing left it is done.
-        let Some(next) = self.flight.head().into_iter().chain(undeliverable).min() else { return };
-        let Some(begun) = self.flight.request.take() else { return };
-        if let Begun::Replay { number, .. } = begun {
-            self.reader.source.replay_progress(number, Some(next.saturating_sub(1)));
-        }
+        let Some(at) = self.flight.head().into_iter().chain(undeliverable).min() else {
+            return false;
+        };
+        let Some(begun) = self.flight.request.take() else { return false };
         self.flight.take_events();
         self.flight.undeliverable.clear();
         self.flight.forget_rejected();
-        self.requests.given_back = Some(begun.id());
+
+        let (id, sink, error) = (begun.id(), &self.row.name, describe(cause));
+        let before = self.requests.failed.filter(|failed| failed.id == id && failed.at == at);
+        let times = before.map_or(1, |failed| failed.times.saturating_add(1));
+        match begun {
+            Begun::Letter { number, .. } if times >= TRIES => {
+                let reason = format!("tried {times} times: {error}");
+                warn!(%sink, number, reason, "a dead letter was tried again and not accepted");
+                self.reader.source.rejected_again(number, &reason);
+                self.requests.failed = None;
+                return true;
+            }
+            Begun::Letter { .. } => {}
+            Begun::Replay { number, .. } => {
+                self.reader.source.replay_progress(number, Some(at.saturating_sub(1)));
+            }
+        }
+        let asked = match cause {
+            Cause::Busy { wait, .. } => wait.unwrap_or_default().min(LONGEST_ASKED),
+            _ => Duration::ZERO,
+        };
+        let wait = FIRST_WAIT.saturating_mul(1 << times.min(16)).min(self.config.backoff_max.0);
+        let wait = wait.max(asked);
+        warn!(%sink, request = ?id, error, ?wait, "a request has failed; it is tried again");
+        self.requests.failed = Some(Failed { id, at, times, until: Instant::now() + wait });
+        true
     }
 
     /// All of what was begun is dealt with.
-    pub(super) fn request_is_done(&self, begun: &Begun) {
+    pub(super) fn request_is_done(&mut self, begun: &Begun) {
+        self.requests.failed = None;
         match *begun {
             Begun::Letter { number, rejected: false } => {
                 self.reader.source.remove_dead_letter(number);
@@ -283,6 +328,7 @@ impl Delivery {
             let before = batch.records.first().map_or(batch.through, |first| first.seq - 1);
             self.lost_of_backlog(replay.number, before, batch.lost);
         }
+        self.reader.source.replay_was_read(replay.number, batch.through);
         let mut records = batch.records;
         if let Some(name) = replay.name() {
             for record in &mut records {
@@ -299,7 +345,7 @@ impl Delivery {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, time::Duration};
+    use std::path::Path;
 
     use serde_json::json;
     use tokio_util::sync::CancellationToken;
@@ -313,7 +359,7 @@ mod tests {
         config::{self, Described, SinkConfig},
         delivery::{outcome::tests::Reporting, route::Route, status::Status},
         journal::{Journal, store::Store},
-        sink::{self, Cause, Failure, Outgoing},
+        sink::{self, Failure, Outgoing},
     };
 
     /// A delivery to the sink `out` from a journal in that directory.
@@ -389,31 +435,52 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_letter_that_fails_lets_new_events_go_first_and_frees_the_sink_when_dropped() {
+    async fn a_dead_letter_that_fails_waits_by_itself_and_is_no_fault_of_the_sink() {
         let dir = tempfile::tempdir().unwrap();
         let store = ask_for_letters(dir.path(), 2).await;
         let (mut delivery, journal) = delivery(dir.path());
-        for fails_still in [false, true] {
+        let waits = |delivery: &Delivery| delivery.requests.resume_at().is_some();
+        for times in 1..=TRIES {
             assert_eq!(next_sent(&mut delivery).await, ["letter"]);
-            assert_eq!(delivery.waiting.fault.is_some(), fails_still);
+            assert_eq!(delivery.flight.request.as_ref().map(Begun::id), Some(RequestId::Letter(1)));
             delivery.outcome(Err(Failure::after(0, busy())));
+            assert_eq!(
+                (delivery.waiting.fault.clone(), delivery.waiting.resume_at()),
+                (None, None)
+            );
             delivery.requested_meanwhile().await;
-            assert!(delivery.waiting.resume_at().is_some(), "nothing of it is new");
+            assert_eq!(waits(&delivery), times < TRIES, "nothing of it is new");
+            if times == 1 {
+                journal.append(&mut vec![event("new")]);
+                journal.next(0, 1, 1 << 20).await.unwrap();
+                assert_eq!(next_sent(&mut delivery).await, ["new"]);
+                delivery.outcome(Ok(1));
+                assert!(waits(&delivery), "a new event proves nothing about it");
+            }
             delivery.try_now(ASKED);
         }
-        journal.append(&mut vec![event("new")]);
-        journal.next(0, 1, 1 << 20).await.unwrap();
-        assert_eq!(next_sent(&mut delivery).await, ["new"]);
+        // It is given up, and the other one is not.
+        assert_eq!(next_sent(&mut delivery).await, ["letter"]);
         delivery.outcome(Ok(1));
+        close(delivery, journal).await;
+        let letters = store.dead_letters(None).unwrap();
+        let left: Vec<_> = letters.iter().map(|letter| (letter.number, letter.retry)).collect();
+        assert_eq!(left, [(1, false)]);
+        assert!(letters[0].reason.contains("HTTP 503"), "{}", letters[0].reason);
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_that_fails_and_is_dropped_is_waited_for_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ask_for_letters(dir.path(), 1).await;
+        let (mut delivery, journal) = delivery(dir.path());
         assert_eq!(next_sent(&mut delivery).await, ["letter"]);
         delivery.outcome(Err(Failure::after(0, busy())));
-
-        assert_eq!(store.drop_dead_letters(None, None).unwrap(), 2);
+        assert_eq!(store.drop_dead_letters(None, None).unwrap(), 1);
         delivery.requested_meanwhile().await;
-        assert!(delivery.waiting.resume_at().is_none(), "it is tried now");
+        assert_eq!(delivery.requests.resume_at(), None);
         delivery.prepare().await;
         assert!(delivery.flight.is_empty() && delivery.flight.request.is_none());
-        assert_eq!(delivery.waiting.fault, None);
         close(delivery, journal).await;
     }
 

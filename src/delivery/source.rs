@@ -47,6 +47,8 @@ pub trait Source: Send + Sync {
     fn unreported_of_backlog(&self, _number: i64, _before: Seq, lost: u64) -> u64 {
         lost
     }
+    /// Events of the replay of this number are taken, through that event.
+    fn replay_was_read(&self, _number: i64, _through: Seq) {}
     /// Why events are missing, for people.
     fn lost_cause(&self) -> &'static str {
         LOST
@@ -159,6 +161,10 @@ impl Source for JournalSource {
 
     fn unreported_of_backlog(&self, number: i64, before: Seq, lost: u64) -> u64 {
         self.journal.take_lost_of_backlog(number, before, lost)
+    }
+
+    fn replay_was_read(&self, number: i64, through: Seq) {
+        self.journal.backlog_was_read(number, through);
     }
 
     fn may_send(&self) -> bool {

@@ -49,6 +49,9 @@ pub struct Sink {
     /// `failed` (its task did), `standby` (another member of the cluster drives it).
     pub state: &'static str,
     pub since: UnixMillis,
+    /// When it was `up` last, where it is in another state.
+    #[serde(skip)]
+    pub(crate) left_up: Option<Moment>,
     /// Events that its destination has accepted since the start.
     pub delivered: u64,
     /// How long those had been here when they were accepted, added up, in milliseconds.
@@ -130,7 +133,7 @@ const CONDITION: Duration = Duration::from_hours(1);
 const LOST: Duration = Duration::from_hours(1);
 
 /// A destination that asks for patience takes no events when it has accepted none for so long.
-const BUSY: u64 = 60 * 1000;
+const BUSY: Duration = Duration::from_mins(1);
 
 /// So many events that were considered, and none let through, are worth a word.
 const UNMATCHED: u64 = 20;
@@ -172,14 +175,13 @@ impl fmt::Display for Reason<'_> {
 }
 
 impl Sink {
-    /// Whether its destination takes events. One that asks for patience does, as long as it has accepted
-    /// one lately or has only begun to ask.
+    /// Whether its destination takes events. One that asks for patience does, as long as it was up lately.
     pub fn delivers(&self) -> bool {
         match self.state {
             "up" => true,
             "busy" => {
-                let lately = self.since.max(self.last_delivered.unwrap_or(0));
-                self.unanswered_since.is_none() && lately.saturating_add(BUSY) > clock::now()
+                let lately = self.left_up.is_some_and(|at| at.elapsed() < BUSY);
+                self.unanswered_since.is_none() && lately
             }
             _ => false,
         }

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The first wait after a failure is at most this.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// So many failures in a row open the breaker.
 const BREAK_AFTER: u32 = 5;
@@ -41,7 +41,7 @@ const PROVEN: Duration = Duration::from_secs(10);
 
 /// The longest wait that a destination may ask for: beyond that it is a mistake of its own (a date in
 /// the wrong century), and an operator who fixes it should not have to restart the relay.
-const LONGEST_ASKED: Duration = Duration::from_hours(1);
+pub(super) const LONGEST_ASKED: Duration = Duration::from_hours(1);
 
 /// The first wait after a destination has denied us: a redeploy is over soon.
 const FIRST_HOLD: Duration = Duration::from_secs(5);

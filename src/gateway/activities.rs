@@ -38,7 +38,8 @@ pub(super) struct Activities {
     /// When the last of them was.
     fetched_at: Option<Instant>,
     order: VecDeque<u64>,
-    /// By a digest of topic and id: the digest of its key, where it came from the history.
+    /// The digest of its key, where it came from the history. Under no channel: the same of that of any channel,
+    /// until a live message comes that belongs to none.
     fetched: HashMap<u64, Option<u64>, FixedState>,
 }
 
@@ -67,34 +68,49 @@ impl Activities {
 
     /// Remembers what an event of the journal says.
     pub(super) fn recall(&mut self, event: &Event) {
-        if let Some(activity) = activity_of(event) {
-            let fetched = (event.origin == Origin::Backfilled).then(|| digest(event.key(), ""));
-            self.note(activity, fetched);
+        let Some(activity) = Activity::of(event) else { return };
+        if event.origin == Origin::Backfilled {
+            self.note_fetched(activity, event);
+        } else {
+            self.note(activity.own, None);
         }
     }
 
     /// Whether a live event is new: not if the history had it first.
     pub(super) fn admit(&mut self, event: &Event) -> bool {
-        let Some(activity) = activity_of(event) else { return true };
-        let fetched = self.fetched.get(&activity).copied().flatten();
+        let Some(activity) = Activity::of(event) else { return true };
+        let fetched = self.fetched.get(&activity.own).copied().flatten();
         // What comes after its duplicate is something new about the same activity.
-        self.note(activity, None);
+        self.note(activity.own, None);
         fetched != Some(digest(event.key(), ""))
     }
 
     /// Whether an activity of the history is new.
     pub(super) fn admit_fetched(&mut self, event: &Event) -> bool {
-        let Some(activity) = activity_of(event) else { return false };
-        let is_new = !self.fetched.contains_key(&activity);
+        let Some(activity) = Activity::of(event) else { return false };
+        let is_new = !self.has(activity);
         if is_new {
-            self.note(activity, Some(digest(event.key(), "")));
+            self.note_fetched(activity, event);
         }
         is_new
     }
 
     /// Whether it is known already, live or fetched.
     pub(super) fn knows(&self, event: &Event) -> bool {
-        activity_of(event).is_some_and(|activity| self.fetched.contains_key(&activity))
+        Activity::of(event).is_some_and(|activity| self.has(activity))
+    }
+
+    /// Whether it came for its channel, or live for none.
+    fn has(&self, Activity { own, of_none }: Activity) -> bool {
+        self.fetched.contains_key(&own) || self.fetched.get(&of_none) == Some(&None)
+    }
+
+    fn note_fetched(&mut self, Activity { own, of_none }: Activity, event: &Event) {
+        let key = Some(digest(event.key(), ""));
+        self.note(own, key);
+        if !self.fetched.contains_key(&of_none) {
+            self.note(of_none, key);
+        }
     }
 
     fn note(&mut self, activity: u64, fetched: Option<u64>) {
@@ -114,13 +130,23 @@ impl Activities {
     }
 }
 
-/// What an activity is known by: its id, in its topic. The channel does not count: the id is the vendor's, and a
-/// live message may belong to no channel where the item of the history does. `None`: it is none.
-fn activity_of(event: &Event) -> Option<u64> {
-    let topic = &*event.place.topic;
-    History::of(topic)?;
-    let id = key::own_id(topic, event.data())?;
-    Some(digest(topic, &id))
+/// What an activity is known by: digests of its id, in its topic and channel. Two channels may be one account's:
+/// each has its own history. A live message may belong to no channel where the item of the history does.
+#[derive(Debug, Clone, Copy)]
+struct Activity {
+    own: u64,
+    /// Without a channel.
+    of_none: u64,
+}
+
+impl Activity {
+    /// `None`: it is none.
+    fn of(event: &Event) -> Option<Self> {
+        let topic = &*event.place.topic;
+        History::of(topic)?;
+        let id = format!("{topic} {}", key::own_id(topic, event.data())?);
+        Some(Self { own: digest(&event.place.channel, &id), of_none: digest("", &id) })
+    }
 }
 
 #[cfg(test)]

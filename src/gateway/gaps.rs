@@ -33,6 +33,10 @@ use crate::{
 /// Our clock is wrong where it differs by more from the gateway's.
 const CLOCK_IS_WRONG: Duration = Duration::from_mins(1);
 
+/// What was refused and is confirmed later is reported from the same beginning, by a clock that may have been
+/// set right meanwhile.
+const SAME_BEGINNING: Duration = Duration::from_secs(1);
+
 /// The field of a report that tells what became of a gap. One that has it is no gap of its own.
 const RECOVERY: &str = "recovery";
 
@@ -135,8 +139,11 @@ impl Gap {
         Duration::from_millis(self.to.saturating_sub(self.from))
     }
 
-    /// How much of it is in another one too.
-    pub(super) fn overlap(&self, other: &Self) -> Duration {
+    /// How much of it is in another one too that began with it.
+    pub(super) fn shared(&self, other: &Self) -> Duration {
+        if self.from.abs_diff(other.from) > clock::millis_of(SAME_BEGINNING) {
+            return Duration::ZERO;
+        }
         let (from, to) = (self.from.max(other.from), self.to.min(other.to));
         Duration::from_millis(to.saturating_sub(from))
     }
@@ -184,6 +191,8 @@ struct Outage {
     room: Arc<str>,
     /// So much of its length was reported, and counted, before.
     reported: Duration,
+    /// When it was over, where that is not now.
+    ended: Option<Moment>,
     subscriptions: HashMap<Arc<Subscription>, RecoveryState>,
 }
 
@@ -207,6 +216,15 @@ impl Over {
     /// So much of its length was counted before.
     pub(super) fn counted(&self) -> Duration {
         self.1.reported
+    }
+
+    /// It was over when the last of what is restored was there, as far as that is known.
+    pub(super) fn end(&mut self, since_when: impl Fn(&Subscription) -> Option<Moment>) {
+        let Self(_, outage) = self;
+        let states = outage.subscriptions.iter();
+        let restored = states.filter(|(_, state)| **state == RecoveryState::Restored);
+        let there = restored.filter_map(|(one, _)| since_when(one));
+        outage.ended = there.min_by_key(|at| at.elapsed());
     }
 
     /// The canonical room of its channel, where that was not known when it began.
@@ -236,7 +254,8 @@ impl Outage {
     /// The same for some of its subscriptions.
     fn of(&self, subscriptions: HashMap<Arc<Subscription>, RecoveryState>) -> Self {
         let (cause, room) = (self.cause.clone(), Arc::clone(&self.room));
-        Self { since: self.since, cause, room, reported: self.reported, subscriptions }
+        let (since, reported) = (self.since, self.reported);
+        Self { since, cause, room, reported, ended: None, subscriptions }
     }
 
     /// `ahead`: how far our clock is ahead of the gateway's, in seconds, where that is known.
@@ -304,6 +323,7 @@ impl Gaps {
             cause: cause.to_owned(),
             room: room.or_else(|| subscription.room.clone()).unwrap_or_else(|| "".into()),
             reported: Duration::ZERO,
+            ended: None,
             subscriptions: HashMap::new(),
         });
         outage.since = outage.since.earlier(since);
@@ -440,12 +460,14 @@ impl Gaps {
         self.open.values().map(|outage| outage.since.time()).max()
     }
 
-    /// Measures a gap that is over now. Answers it, and its event.
+    /// Measures a gap that is over. Answers it, and its event.
     pub(super) fn close(&self, Over(channel, outage): &Over) -> (Gap, Event) {
         let server =
             self.server.map(|(said, at)| said.saturating_add(clock::millis_of(at.elapsed())));
         let now = clock::now();
-        let bounds = bounds(outage.since, now, server, self.server_before);
+        let mut bounds = bounds(outage.since, now, server, self.server_before);
+        let over_for = outage.ended.map(Moment::elapsed).unwrap_or_default();
+        bounds.to = bounds.to.saturating_sub(clock::millis_of(over_for)).max(bounds.from);
         let data = outage.report(channel, &bounds, server.map(|server| ahead(now, server)));
         let cause = outage.cause.clone();
         let gap = Gap { channel: channel.to_string(), from: bounds.from, to: bounds.to, cause };

@@ -155,6 +155,18 @@ mod tests {
     }
 
     #[test]
+    fn two_channels_of_one_account_have_a_history_each() {
+        let intake = intake();
+        let fetch = intake.fetch();
+        let of_other =
+            |id: &str, origin| Event { place: Place::of(TOPIC, "r", "other"), ..event(id, origin) };
+        assert!(live(&intake, of_other("a", Origin::Live)));
+        fetch.recall(&of_other("b", Origin::Backfilled));
+        assert_eq!(append(&fetch, &["a", "b", "c"]), 3);
+        assert_eq!(fetch.append(["a", "b", "c"].map(|id| of_other(id, Origin::Backfilled))), 1);
+    }
+
+    #[test]
     fn tips_and_redemptions_are_known_like_activities_and_moderation_is_not() {
         let intake = intake();
         let fetch = intake.fetch();

@@ -32,7 +32,8 @@ use self::{
 use super::{hub::Hub, table::Phase};
 use crate::{
     astro::session::{
-        Effects, Ended, NamedRooms, Session, Subscription, SubscriptionState, Unreadable, Wanted,
+        Effects, Ended, NamedRooms, Session, Subscription, SubscriptionState, Unplaced, Unreadable,
+        Wanted,
     },
     base::{
         clock,
@@ -56,6 +57,8 @@ pub(super) struct Link {
     policy: ReconnectPolicy,
     /// Of the connection before.
     unreadable: Unreadable,
+    /// The same, with what was wanted then: of other channels it says nothing.
+    unplaced: (Unplaced, Wants),
     named_rooms: NamedRooms,
 }
 
@@ -137,7 +140,8 @@ impl Link {
     ) -> Self {
         let policy = ReconnectPolicy::new(hub.config.backoff_max.0);
         let (unreadable, named_rooms) = (Unreadable::default(), NamedRooms::new());
-        Self { number, hub, wants, stop, policy, unreadable, named_rooms }
+        let unplaced = <(Unplaced, Wants)>::default();
+        Self { number, hub, wants, stop, policy, unreadable, unplaced, named_rooms }
     }
 
     /// Keeps a connection until it is stopped, or nothing is wanted on it.
@@ -180,6 +184,10 @@ impl Link {
                     let config = Arc::clone(&self.hub.config);
                     let mut session = Session::new(number, wanted, config, Instant::now());
                     session.continue_unreadable(std::mem::take(&mut self.unreadable));
+                    let (unplaced, wanted_then) = std::mem::take(&mut self.unplaced);
+                    if wanted_then == wants {
+                        session.continue_unplaced(unplaced);
+                    }
                     session.continue_rooms(&self.named_rooms);
                     return Some(Connection::new(self.number, socket, session));
                 }
@@ -388,6 +396,7 @@ impl Link {
         }
         self.hub.append(&mut open.left_behind);
         next.session.continue_unreadable(open.current.session.take_unreadable());
+        next.session.continue_unplaced(open.current.session.take_unplaced());
         // A gap is reported before what came after it.
         self.hub.table.frame(self.number, next.last_frame);
         self.hub.update(self.number, &next.session.updates());
@@ -498,6 +507,7 @@ impl Link {
         warn!(cause, "the connection to the gateway was lost");
         self.hub.lost(self.number, cause);
         self.unreadable = open.current.session.take_unreadable();
+        self.unplaced = (open.current.session.take_unplaced(), self.wants.borrow().clone());
         self.named_rooms = open.current.session.named_rooms();
         self.policy.ended(open.current.session.proven(now), now - open.opened);
         self.phase(Phase::Waiting, Some(cause));

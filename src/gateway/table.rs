@@ -146,7 +146,7 @@ impl Inner {
             return;
         }
         // What was refused and is confirmed later is reported from the same beginning.
-        let counted = known.iter().map(|known| known.overlap(&gap)).max();
+        let counted = known.iter().map(|known| known.shared(&gap)).max();
         gap.count(counted.unwrap_or_default());
         self.remember(gap);
     }
@@ -380,6 +380,7 @@ impl Table {
                 (row.state, row.is_unanswered) = (state.clone(), *is_unanswered);
                 if row.confirmed_at != *confirmed_at {
                     (row.confirmed_at, row.messages) = (*confirmed_at, 0);
+                    row.confirmed = confirmed_at.map(|_| Moment::now());
                 }
                 if row.is_waited_for() {
                     inner.missing.asked_again(subscription);
@@ -413,30 +414,33 @@ impl Table {
         at: Moment,
         cause: &str,
     ) -> Vec<Event> {
-        self.were_missing(subscriptions, Since::moment(at), cause)
+        self.were_missing(subscriptions, Since::moment(at), cause, |_| None)
     }
 
-    /// The same where only now it is known that this relay did not run before its start.
+    /// The same where only now it is known that this relay did not run before its start. What is confirmed was
+    /// missing until then.
     pub(super) fn was_away_before(
         &self,
         subscriptions: &[&Arc<Subscription>],
         away: Away,
     ) -> Vec<Event> {
-        self.were_missing(subscriptions, away.since(), AWAY)
+        self.were_missing(subscriptions, away.since(), AWAY, |row| row.confirmed)
     }
 
+    /// `until`: since when one that is confirmed is there, where that is not now.
     fn were_missing(
         &self,
         subscriptions: &[&Arc<Subscription>],
         since: Since,
         cause: &str,
+        until: impl Fn(&SubscriptionRow) -> Option<Moment>,
     ) -> Vec<Event> {
         self.change(|inner| {
             for subscription in subscriptions {
                 inner.missing.add(subscription, None, since, cause);
             }
             let rows = &inner.state.subscriptions;
-            let mut over = Vec::new();
+            let mut over: Vec<Over> = Vec::new();
             for subscription in subscriptions {
                 let Some(row) = rows.get(*subscription) else { continue };
                 // No more answer comes for one that was refused, or for which there is no room, and perhaps none
@@ -444,6 +448,9 @@ impl Table {
                 if !row.is_waited_for() {
                     over.extend(inner.missing.answered(subscription, row.state.is_confirmed()));
                 }
+            }
+            for over in &mut over {
+                over.end(|one| rows.get(one).and_then(&until));
             }
             inner.close(over)
         })
@@ -605,12 +612,17 @@ mod tests {
         assert_eq!(table.snapshot().outages.len(), 1);
     }
 
-    #[test]
-    fn a_downtime_that_is_found_late_is_a_gap_since_then() {
+    #[tokio::test(start_paused = true)]
+    async fn a_downtime_that_is_found_late_is_a_gap_until_the_confirmation() {
         let [confirmed, waiting] = ["confirmed", "waiting"].map(subscription);
         let table = on_a_connection(std::slice::from_ref(&confirmed));
-        assert!(set(&table, &confirmed, CONFIRMED).is_empty());
-        let away = Away { at: clock::now(), time: Some(Duration::from_mins(10)) };
+        let (subscription, confirmed_at) = (Arc::clone(&confirmed), Some(clock::now()));
+        let update = Update { subscription, state: CONFIRMED, confirmed_at, is_unanswered: false };
+        table.update(1, &[update], |reports| assert!(reports.is_empty()));
+        let later = Duration::from_hours(3);
+        tokio::time::advance(later).await;
+        let time = Some(later + Duration::from_mins(10));
+        let away = Away { at: clock::now(), time };
         let reports = table.was_away_before(&[&confirmed], away);
         let data: Value = serde_json::from_slice(reports[0].data()).unwrap();
         assert_eq!((reports.len(), &data["cause"]), (1, &json!(AWAY)));
@@ -739,9 +751,11 @@ mod tests {
             table.count_gap(&report("other", 10_000, 20_500));
             table.count_gap(&report("main", 10_002, 70_000));
             table.count_gap(&report("main", 90_000, 95_000));
+            // That of another connection, as it is counted alone.
+            table.count_gap(&report("main", 93_000, 96_000));
         });
         let text = recorder.handle().render();
-        for (channel, seconds) in [("main", 65), ("other", 11)] {
+        for (channel, seconds) in [("main", 68), ("other", 11)] {
             let line =
                 format!("astro_relay_gap_seconds_total{{channel=\"{channel}\"}} {seconds}\n");
             assert!(text.contains(&line), "{line}: {text}");

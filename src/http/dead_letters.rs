@@ -28,6 +28,9 @@ use crate::{
 /// Dead letters in one answer: what a page can show. The counts are in `/status`.
 const MOST: usize = 200;
 
+/// Bytes of events that are read for one answer in a cluster, about; without one the journal has the same limit.
+const MOST_BYTES: usize = 4 * 1024 * 1024;
+
 /// Bytes of an event that is shown whole; of a larger one, its size.
 const LARGEST_SHOWN: usize = 16 * 1024;
 
@@ -54,10 +57,14 @@ pub(super) async fn list(
 ) -> Response {
     if let Some(cluster) = state.status.cluster() {
         let which = shared::Which { sink: query.sink.as_deref(), numbers: None };
-        let letters = async { cluster.shared()?.letters(which, MOST).await };
-        return match letters.await {
-            Ok(letters) => json(StatusCode::OK, &listed(letters.into_iter().rev())),
-            Err(error) => unavailable(&error),
+        let letters = async { cluster.shared()?.letters(which, (MOST, MOST_BYTES)).await };
+        let letters = match letters.await {
+            Ok(letters) => letters.into_iter().rev(),
+            Err(error) => return unavailable(&error),
+        };
+        return match tokio::task::spawn_blocking(move || listed(letters)).await {
+            Ok(letters) => json(StatusCode::OK, &letters),
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         };
     }
     // The newest are those that somebody looks for.

@@ -393,7 +393,7 @@ fn retry_at(state: &SubscriptionState) -> Option<UnixMillis> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::status::Sink;
+    use crate::{base::clock::Moment, delivery::status::Sink};
 
     #[test]
     fn a_session_that_cannot_be_fetched_is_a_reason_and_once_is_none() {
@@ -412,24 +412,18 @@ mod tests {
 
     #[test]
     fn a_sink_that_stays_busy_and_accepts_nothing_does_not_deliver() {
-        let minutes = |count: u64| clock::now() - count * 60 * 1000;
-        let health = |since, accepted, unanswered_since| {
+        let health = |minutes, unanswered_since| {
             let mut snapshot = Snapshot::default();
-            let sink = Sink {
-                state: "busy",
-                since,
-                last_delivered: Some(accepted),
-                unanswered_since,
-                ..Sink::default()
-            };
+            let left_up = Some(Moment::now().before(Duration::from_mins(minutes)));
+            // As after a step of the wall clock.
+            let since = clock::now().saturating_mul(2);
+            let sink = Sink { state: "busy", since, left_up, unanswered_since, ..Sink::default() };
             snapshot.sinks.sinks.insert("hook".to_owned(), sink);
             RelayStatus::new(0).health(&snapshot).state
         };
-        assert_eq!(health(minutes(2), minutes(2), None), health::State::NotWorking);
-        assert_eq!(health(minutes(2), minutes(0), None), health::State::Degraded);
-        // After a quiet day it asks for patience for the first time.
-        assert_eq!(health(minutes(0), minutes(1440), None), health::State::Degraded);
-        assert_eq!(health(minutes(0), minutes(0), Some(1)), health::State::NotWorking);
+        assert_eq!(health(2, None), health::State::NotWorking);
+        assert_eq!(health(0, None), health::State::Degraded);
+        assert_eq!(health(0, Some(1)), health::State::NotWorking);
     }
 
     #[test]

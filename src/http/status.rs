@@ -118,11 +118,9 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
         gauge!(metrics::DEAD_LETTERS_WAITING, "sink" => sink.clone()).set(real(letters));
         gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
         gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(waits.as_secs_f64());
-        if page.state == "busy" {
-            // It becomes 0 with time alone.
-            let up = f64::from(u8::from(page.delivers()));
-            gauge!(metrics::SINK_UP, "sink" => sink.clone()).set(up);
-        }
+        // Of one that is busy it becomes 0 with time alone.
+        let up = f64::from(u8::from(page.delivers()));
+        gauge!(metrics::SINK_UP, "sink" => sink.clone()).set(up);
     }
     // Those of a sink that is no longer configured. In a cluster every member has the same count of them.
     let removed = letters_of.into_iter().filter(|_| status.cluster().is_none());
@@ -170,7 +168,7 @@ mod tests {
     use super::*;
     use crate::{
         base::{
-            clock,
+            clock::Moment,
             event::{self, Record},
         },
         config,
@@ -191,11 +189,12 @@ mod tests {
     #[test]
     fn a_sink_that_stays_busy_and_accepts_nothing_is_not_up() {
         let recorder = PrometheusBuilder::new().build_recorder();
-        let (journal, now) = (Journal::in_memory(1 << 20), clock::now());
-        for (ago, up) in [(0, 1), (2 * 60 * 1000, 0)] {
+        let journal = Journal::in_memory(1 << 20);
+        // The last one works again.
+        for (state, ago, up) in [("busy", 0, 1), ("busy", 120, 0), ("up", 120, 1)] {
             let mut snapshot = Snapshot::default();
-            let last_delivered = Some(now - ago);
-            let sink = Sink { state: "busy", last_delivered, ..Sink::default() };
+            let left_up = Some(Moment::now().before(Duration::from_secs(ago)));
+            let sink = Sink { state, left_up, ..Sink::default() };
             snapshot.sinks.sinks.insert("hook".to_owned(), sink);
             ::metrics::with_local_recorder(&recorder, || {
                 gauges(&snapshot, &RelayStatus::default(), &journal);

@@ -28,11 +28,21 @@ impl Journal {
             if batch.lost > 0 { memory.take_lost(sink, before, batch.lost) } else { 0 };
         if let Some(cursor) = memory.cursors.by_sink.get_mut(sink) {
             cursor.read = batch.through;
+            if batch.lost > 0 {
+                cursor.hole = (batch.lost, before);
+            }
         }
         unreported
     }
 
-    /// The same of a replay that nobody asked for: events before `before` were found missing.
+    /// The same of a replay that nobody asked for: through `through` it is in memory. What is missing before
+    /// is told with [`Journal::take_lost_of_backlog`].
+    pub(crate) fn backlog_was_read(&self, number: i64, through: Seq) {
+        self.0.lock().cursors.backlog_was_read(number, through);
+    }
+
+    /// Of a replay that nobody asked for, events before `before` were found missing: how many of them were not
+    /// reported before.
     pub(crate) fn take_lost_of_backlog(&self, number: i64, before: Seq, lost: u64) -> u64 {
         self.0.lock().take_lost_of_backlog(number, before, lost)
     }
@@ -44,6 +54,15 @@ impl Journal {
 }
 
 impl Memory {
+    /// A sink has found `lost` events missing through `before`: how many of them were not reported before.
+    /// From now on they are.
+    pub(super) fn take_lost(&mut self, sink: &str, before: Seq, lost: u64) -> u64 {
+        let Some(cursor) = self.cursors.by_sink.get_mut(sink) else { return lost };
+        let after = cursor.at.max(cursor.reported);
+        cursor.reported = cursor.reported.max(before);
+        self.assigned(after, before).min(lost)
+    }
+
     /// Through which event nobody waits for anything: no configured sink, and none that was removed within
     /// that time. What waits for one of those counts as long as all of it is there, but for what was
     /// reported as lost: at a start it is not known since when a sink is gone.
@@ -116,6 +135,31 @@ mod tests {
             cursor.at = 100;
         }
         assert_eq!(memory.history_through(hour), 100);
+    }
+
+    #[test]
+    fn what_was_found_missing_does_not_wait_before_its_sink_has_stepped_over_it() {
+        let journal = Journal::in_memory(1 << 20);
+        {
+            let mut memory = journal.0.lock();
+            *memory = Memory::new(101, vec![(1, None)], 41, Health::MemoryOnly);
+            memory.cursors.by_sink.insert("slow".into(), Cursor::new(20, None));
+        }
+        let lag = || journal.lag("slow").0;
+        let read =
+            |lost, through| journal.was_read("slow", &Batch { records: Vec::new(), lost, through });
+        assert_eq!(lag(), 60);
+        journal.0.lock().numbers.oldest = 11;
+        read(0, 30);
+        journal.0.lock().numbers.oldest = 41;
+        assert_eq!(lag(), 10 + 60, "its delivery holds ten");
+        assert_eq!((read(10, 40), lag()), (10, 10 + 60));
+        read(0, 50);
+        assert_eq!(lag(), 10 + 60);
+        journal.advance("slow", 30);
+        assert_eq!(lag(), 60);
+        journal.advance("slow", 45);
+        assert_eq!(lag(), 55);
     }
 
     #[test]

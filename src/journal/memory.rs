@@ -58,6 +58,8 @@ pub(super) struct Cursors {
     pub(super) by_sink: HashMap<Arc<str>, Cursor>,
     /// Positions were lost, and it is not known whose.
     pub(super) unknown: bool,
+    /// What [`Memory::published`] is of files that were opened late.
+    pub(super) found_late: Option<Seq>,
     backlogs: Vec<Backlog>,
     /// Those that have moved are to be saved within that time; taken by the writer.
     pub(super) save_within: Option<Duration>,
@@ -87,6 +89,20 @@ impl Cursors {
         }
     }
 
+    /// What a delivery has in memory of a backlog ends there.
+    pub(super) fn backlog_was_read(&mut self, number: i64, through: Seq) {
+        let backlogs = self.backlogs.iter_mut();
+        backlogs
+            .filter(|backlog| backlog.replay.number == number)
+            .for_each(|backlog| backlog.read = through);
+    }
+
+    /// The delivery of a sink begins again, and has nothing of its backlogs in memory.
+    pub(super) fn backlogs_begin_again(&mut self, sink: &str) {
+        let of_sink = self.backlogs.iter_mut().filter(|backlog| backlog.replay.sink == sink);
+        of_sink.for_each(|backlog| backlog.read = backlog.replay.position);
+    }
+
     pub(super) fn is_active(&self, sink: &str) -> bool {
         self.by_sink.get(sink).is_some_and(Cursor::is_active)
     }
@@ -105,6 +121,8 @@ impl Cursors {
 #[derive(Debug)]
 struct Backlog {
     replay: Replay,
+    /// Through which event its delivery has read: what it has not delivered of that, it holds itself.
+    read: Seq,
     /// Through which event it was reported what is gone.
     reported: Seq,
 }
@@ -125,6 +143,8 @@ pub(super) struct Cursor {
     unused_since: Option<Moment>,
     /// Through which event its delivery has read: what it has not delivered of that, it holds itself.
     pub(super) read: Seq,
+    /// How many events it has found missing last, and which was the last of them.
+    pub(super) hole: (u64, Seq),
     /// Through which event it was reported what is gone.
     pub(super) reported: Seq,
     /// How long the first event that is still to be had waits, where only the disk still has that.
@@ -161,7 +181,7 @@ pub(super) enum Demand {
 impl Cursor {
     pub(super) fn new(at: Seq, saved: Option<Seq>) -> Self {
         let (unused_since, waits, put_back) = (None, None, false);
-        Self { at, saved, unused_since, read: at, reported: at, waits, put_back }
+        Self { at, saved, unused_since, read: at, hole: (0, 0), reported: at, waits, put_back }
     }
 
     /// Whether a configured sink uses it.
@@ -260,18 +280,28 @@ impl Memory {
     /// Events that a sink has still to get, and that are still here or in its delivery.
     pub(super) fn lag(&self, sink: &str, cursor: &Cursor) -> u64 {
         let read = cursor.at.max(cursor.read);
-        let backlogs = self.cursors.backlogs.iter().map(|backlog| &backlog.replay);
-        let backlogs = backlogs.filter(|replay| replay.sink == sink);
-        let backlogs: u64 = backlogs.map(|replay| self.kept(replay.position, replay.until)).sum();
-        backlogs + self.assigned(cursor.at, read) + self.kept(read, self.numbers.last)
+        let (lost, through) = cursor.hole;
+        // The cursor steps over them when what stands before is delivered.
+        let lost = if through <= read { lost.min(self.assigned(cursor.at, through)) } else { 0 };
+        let held = self.assigned(cursor.at, read).saturating_sub(lost);
+        let backlogs: u64 = self.backlogs_of(sink).map(|backlog| self.waiting(backlog)).sum();
+        backlogs + held + self.kept(read, self.numbers.last)
     }
 
     /// Behind which event the first of them stands.
     pub(super) fn lags_behind(&self, sink: &str, cursor: &Cursor) -> Seq {
-        let backlogs = self.cursors.backlogs.iter().map(|backlog| &backlog.replay);
-        let waits =
-            |replay: &&Replay| replay.sink == sink && self.kept(replay.position, replay.until) > 0;
-        backlogs.filter(waits).map(|replay| replay.position).fold(cursor.at, Seq::min)
+        let waiting = self.backlogs_of(sink).filter(|backlog| self.waiting(backlog) > 0);
+        waiting.map(|backlog| backlog.replay.position).fold(cursor.at, Seq::min)
+    }
+
+    fn backlogs_of(&self, sink: &str) -> impl Iterator<Item = &Backlog> {
+        self.cursors.backlogs.iter().filter(move |backlog| backlog.replay.sink == sink)
+    }
+
+    /// What is still to be had of a backlog, and still here or in its delivery.
+    fn waiting(&self, Backlog { replay, read, .. }: &Backlog) -> u64 {
+        let read = replay.position.max(*read);
+        self.assigned(replay.position, read) + self.kept(read, replay.until)
     }
 
     /// What is gone of the events that configured sinks have still to get, as far as that was not reported
@@ -298,7 +328,7 @@ impl Memory {
 
     fn take_losses_of_backlogs(&mut self) -> Vec<(Arc<str>, u64)> {
         let gone = |backlog: &Backlog| {
-            let after = backlog.reached();
+            let after = backlog.reached().max(backlog.read);
             let before = (self.next_kept(after) - 1).min(backlog.replay.until);
             let is_active = self.cursors.is_active(&backlog.replay.sink);
             (before, if is_active { self.assigned(after, before) } else { 0 })
@@ -314,16 +344,7 @@ impl Memory {
         lost
     }
 
-    /// A sink has found `lost` events missing through `before`: how many of them were not reported before.
-    /// From now on they are.
-    pub(super) fn take_lost(&mut self, sink: &str, before: Seq, lost: u64) -> u64 {
-        let Some(cursor) = self.cursors.by_sink.get_mut(sink) else { return lost };
-        let after = cursor.at.max(cursor.reported);
-        cursor.reported = cursor.reported.max(before);
-        self.assigned(after, before).min(lost)
-    }
-
-    /// The same of a replay that nobody asked for.
+    /// As [`Memory::take_lost`], of a replay that nobody asked for.
     pub(super) fn take_lost_of_backlog(&mut self, number: i64, before: Seq, lost: u64) -> u64 {
         let mut backlogs = self.cursors.backlogs.iter_mut();
         let Some(backlog) = backlogs.find(|backlog| backlog.replay.number == number) else {
@@ -467,13 +488,12 @@ impl Memory {
     pub(super) fn set_backlogs(&mut self, mut replays: Vec<Replay>) {
         replays.retain(|replay| replay.at == 0);
         let known = std::mem::take(&mut self.cursors.backlogs);
-        let reported = |number: i64| {
-            let known = known.iter().find(|backlog| backlog.replay.number == number);
-            known.map_or(0, |backlog| backlog.reported)
+        let backlog = |replay: Replay| {
+            let known = known.iter().find(|backlog| backlog.replay.number == replay.number);
+            let (read, reported) = known.map_or((0, 0), |known| (known.read, known.reported));
+            Backlog { replay, read, reported }
         };
-        let backlogs = replays.into_iter();
-        let backlogs = backlogs.map(|replay| Backlog { reported: reported(replay.number), replay });
-        self.cursors.backlogs = backlogs.collect();
+        self.cursors.backlogs = replays.into_iter().map(backlog).collect();
         let moved = self.pending.unwritten().into_iter().flat_map(|changes| &changes.replays);
         for (number, position) in moved {
             self.cursors.move_backlog(*number, *position);
@@ -555,7 +575,8 @@ impl Memory {
     /// Takes over what was found in them, and what was asked for of it.
     pub(super) fn adopt(&mut self, found: Self, requested: Vec<Replay>) {
         self.cursors.backlogs = found.cursors.backlogs;
-        let requested = requested.into_iter().map(|replay| Backlog { replay, reported: 0 });
+        let requested =
+            requested.into_iter().map(|replay| Backlog { replay, read: 0, reported: 0 });
         self.cursors.backlogs.extend(requested);
         self.numbers.runs = found.numbers.runs;
         self.numbers.oldest = found.numbers.oldest;
@@ -734,6 +755,25 @@ mod tests {
         assert_eq!(memory.take_losses(), []);
         memory.cursors.move_backlog(0, None);
         assert_eq!(memory.prune_runs(), Some(1000));
+    }
+
+    #[test]
+    fn what_a_delivery_holds_of_a_backlog_is_not_lost() {
+        let (mut memory, found) = found_late(&[("a", 20)]);
+        memory.cursors.by_sink.insert("a".into(), Cursor::new(999, None));
+        let backlogs = memory.backlogs(&found, 50);
+        memory.adopt(found, backlogs);
+        let lag = |memory: &Memory| memory.lag("a", &memory.cursors.by_sink["a"]);
+        memory.cursors.backlog_was_read(0, 30);
+        memory.numbers.oldest = 31;
+        assert_eq!((lag(&memory), memory.take_losses()), (30, vec![]));
+        memory.numbers.oldest = 36;
+        assert_eq!((lag(&memory), memory.take_losses()), (25, vec![("a".into(), 5)]));
+        assert_eq!(memory.take_lost_of_backlog(0, 35, 5), 0, "it is known");
+        memory.cursors.backlogs_begin_again("another");
+        assert_eq!(lag(&memory), 25);
+        memory.cursors.backlogs_begin_again("a");
+        assert_eq!(lag(&memory), 15, "nobody has them any more");
     }
 
     #[test]

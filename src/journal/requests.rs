@@ -100,6 +100,10 @@ impl Journal {
         let mut memory = self.0.lock();
         memory.pending.new.replays.insert(number, position);
         memory.cursors.move_backlog(number, position);
+        if let Some(position) = position {
+            // What of it is behind that is read again.
+            memory.cursors.backlog_was_read(number, position);
+        }
         self.0.notify_writer(memory);
     }
 

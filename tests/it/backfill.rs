@@ -175,8 +175,8 @@ async fn a_refused_history_is_reported_and_without_backfill_none_is_fetched() {
 
 #[tokio::test]
 async fn a_history_that_does_not_exist_is_reported_at_once() {
-    // Activities that answer 400 are requested in three forms.
-    for (status, requests) in [(404, 1), (400, 3)] {
+    // Activities that answer 400 are requested in four forms.
+    for (status, requests) in [(404, 1), (400, 4)] {
         let sim = start().await;
         let dir = tempfile::tempdir().unwrap();
         ran_before(dir.path(), 10 * MINUTE);
@@ -384,7 +384,12 @@ async fn a_first_restart_brings_nothing_from_before_the_relay_was_there() {
 
 #[tokio::test]
 async fn activities_are_fetched_whatever_the_list_wants_to_be_asked() {
-    for activities in [ActivitiesQuery::ListedTypes, ActivitiesQuery::Complete] {
+    // Whether the types without a published name are listed too.
+    for (activities, lists_all) in [
+        (ActivitiesQuery::ListedTypes, true),
+        (ActivitiesQuery::PublishedTypes, false),
+        (ActivitiesQuery::Complete, true),
+    ] {
         let tokens = vec![Token::owner(TOKEN, ROOM)];
         let options = Options { tokens, activities, ..Options::default() };
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
@@ -398,15 +403,21 @@ async fn activities_are_fetched_whatever_the_list_wants_to_be_asked() {
             let data = json!({"username": "mossy", "amount": 100});
             let at = clock::rfc3339(now + n);
             let id = sim.activity(ROOM, json!({"type": kind, "createdAt": at, "data": data}));
-            missed.push((id, true));
+            missed.extend(lists_all.then_some((id, true)));
         }
+        // A type of the documents that the `OpenAPI` does not list.
+        let data = json!({"username": "mossy", "amount": 100});
+        let at = clock::rfc3339(now + 3);
+        let id = sim.activity(ROOM, json!({"type": "stars", "createdAt": at, "data": data}));
+        missed.push((id, true));
         sim.listen(true);
         let told = recoveries(&relay, 1).await.remove(0);
         assert_eq!(received(&relay, "channel.activities").await, missed, "{activities:?}");
         // A type that the relay does not name would not be listed.
         let report = report(&relay).await;
         for one in [&report, &told["subscriptions"][0]] {
-            assert_eq!((&one["recovered"], &one["complete"]), (&json!(3), &json!(false)), "{one}");
+            let recovered = (&one["recovered"], &one["complete"]);
+            assert_eq!(recovered, (&json!(missed.len()), &json!(false)), "{one}");
             assert!(one["reason"].as_str().unwrap().contains("types"), "{one}");
         }
         assert_eq!(told["recovery"]["complete"], false);

@@ -176,6 +176,7 @@ async fn the_list_of_activities_can_want_its_parameters() {
     for (activities, bare) in [
         (ActivitiesQuery::AsSent, (200, 1)),
         (ActivitiesQuery::ListedTypes, (200, 0)),
+        (ActivitiesQuery::PublishedTypes, (200, 0)),
         (ActivitiesQuery::Complete, (400, 0)),
     ] {
         let sim = start(Options { activities, ..Options::default() }).await;
@@ -187,6 +188,9 @@ async fn the_list_of_activities_can_want_its_parameters() {
             let listed = answer.json().as_array().map_or(0, Vec::len);
             assert_eq!(listed, count, "{activities:?} {query}");
         }
+        let path = format!("/kappa/v2/activities/{ROOM}?{complete}&types=kicks");
+        let expected = if activities == ActivitiesQuery::PublishedTypes { 400 } else { 200 };
+        assert_eq!(request(&sim, "GET", &path, "").await.unwrap().status, expected);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         supervisor::Outcome,
         systemd::{self, Manager},
     },
+    cluster::Cluster,
     gateway::table,
     http::{Reloads, health::Health, relay_status::Snapshot},
 };
@@ -42,9 +43,11 @@ pub(super) fn run(source: &Source) -> Done {
             stop.cancel();
         };
         let running = relay.run(stop.clone(), || {
+            // Asked first: what is wanted then is in the snapshot.
+            let is_known = is_known(status.cluster());
             let snapshot = status.snapshot();
             manager.on_tick(
-                has_answered(&snapshot.gateway),
+                is_known && has_answered(&snapshot.gateway),
                 &line(&snapshot, &status.health(&snapshot)),
             );
         });
@@ -63,6 +66,11 @@ pub(super) fn run(source: &Source) -> Done {
             }
         }
     })
+}
+
+/// Whether it is known what is wanted of the gateway: in a cluster that waits for the other members.
+fn is_known(cluster: Option<&Cluster>) -> bool {
+    cluster.is_none_or(Cluster::has_assigned)
 }
 
 /// Whether the gateway has answered, or nothing is wanted of it: so with a member of a cluster that holds no
@@ -104,12 +112,27 @@ async fn reload_on(mut hangups: Signal, reloads: Option<Reloads>) -> std::conver
 mod tests {
     use std::sync::Arc;
 
+    use serde_json::json;
+
     use super::*;
     use crate::{
         astro::session::Subscription,
-        config::TokenType,
+        base::tls,
+        cluster::report::Configured,
+        config::{self, TokenType},
         gateway::table::{ConnectionRow, Phase, SubscriptionRow},
     };
+
+    #[tokio::test]
+    async fn a_member_does_not_know_its_channels_before_it_was_assigned_some() {
+        tls::install_provider();
+        // Nobody listens there.
+        let settings = json!({ "url": "nats://127.0.0.1:1", "member": "a" });
+        let settings: config::Cluster = serde_json::from_value(settings).unwrap();
+        let cluster = Box::pin(Cluster::begin(&settings, Configured::default())).await.unwrap();
+        assert!(!is_known(Some(&cluster)));
+        assert!(is_known(None), "a relay of its own knows them at once");
+    }
 
     #[test]
     fn the_gateway_has_not_answered_before_a_connection_is_open() {

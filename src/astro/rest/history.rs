@@ -29,19 +29,22 @@ pub const PAGE: usize = 100;
 /// Pages that are read of one history, at most: ten thousand items are a gap of days.
 const PAGES: usize = 100;
 
-/// How a page of activities is asked for. The vendor's `OpenAPI` marks all parameters as required, with a
-/// short list of types; most public clients send a few, and get all types. One reports that types that are
-/// not listed are left out. So what brings nothing is asked for in the next form too.
-const FORMS: [Option<&[&str]>; 3] = [None, Some(DOCUMENTED), Some(LISTED)];
+/// How a page of activities is asked for: the types that are named. The vendor's `OpenAPI` marks all parameters as
+/// required, with a short list of types; most public clients send a few, and get all types. One reports that types
+/// that are not listed are left out. So what brings nothing is asked for in the next form too. A server may refuse
+/// types that it does not know.
+const FORMS: [&[&[&str]]; 4] = [&[], &[DOCUMENTED, ANNOUNCED], &[DOCUMENTED], &[LISTED]];
 
-/// The types of `channel.activities` in the documents of September 2026, and those of KICKs and Jewels, which
-/// the documents announce without naming them.
+/// Those of KICKs and Jewels, which the documents announce without naming them.
+const ANNOUNCED: &[&str] = &["kicks", "jewels"];
+
+/// The types of `channel.activities` in the documents of September 2026.
 const DOCUMENTED: &[&str] = &[
     "event", "follow", "tip", "communityGiftPurchase", "channelPointsRedemption", "sponsor",
     "superchat", "host", "raid", "subscriber", "cheer", "cheerPurchase", "charityCampaignDonation",
     "redemption", "merch", "fan", "supporter", "follower", "stars", "share", "videolike", "elixir",
     "purchase", "hypetrainStart", "hypetrainProgress", "hypetrainEnd", "giveaway", "sponsorship",
-    "sponsorshipPassive", "kicks", "jewels",
+    "sponsorshipPassive",
 ];
 
 /// Those of the `OpenAPI`.
@@ -152,13 +155,14 @@ impl Rest {
     ) -> Result<Page, RestError> {
         if !span.types.is_empty() {
             let types: Vec<&str> = span.types.iter().map(String::as_str).collect();
-            return self.activities_page(credentials, span, Some(&types)).await;
+            return self.activities_page(credentials, span, &types).await;
         }
         let (mut form, mut is_known) = self.form.get();
         let mut outcome: Option<Result<Page, RestError>> = None;
-        while let Some(types) = FORMS.get(form) {
-            let page = self.activities_page(credentials, span, *types).await;
-            match page.map(|page| Page { only_named_types: types.is_some(), ..page }) {
+        while let Some(lists) = FORMS.get(form) {
+            let types: Vec<&str> = lists.concat();
+            let page = self.activities_page(credentials, span, &types).await;
+            match page.map(|page| Page { only_named_types: !types.is_empty(), ..page }) {
                 Ok(page) if !page.items.is_empty() => {
                     self.form.set(form);
                     return Ok(page);
@@ -184,12 +188,12 @@ impl Rest {
         &self,
         credentials: &Credentials,
         span: &Span<'_>,
-        types: Option<&[&str]>,
+        types: &[&str],
     ) -> Result<Page, RestError> {
         let mut query = vec![("limit", PAGE.to_string())];
         query.extend(span.after.map(|after| ("after", after.to_string())));
         query.extend(span.before.map(|before| ("before", before.to_string())));
-        if let Some(types) = types {
+        if !types.is_empty() {
             query.extend(types.iter().map(|kind| ("types", (*kind).to_owned())));
             if span.types.is_empty() {
                 let least = ["mincheer", "minhost", "minsub", "mintip"];

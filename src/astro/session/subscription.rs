@@ -186,6 +186,8 @@ pub(super) struct Entry {
     /// The canonical room that it had before, on this connection or another one, with the same token or under
     /// another label.
     pub(super) named_before: Option<Arc<str>>,
+    /// It was put in the place of one that the gateway may have still.
+    pub(super) is_continued: bool,
 }
 
 impl Entry {
@@ -200,6 +202,7 @@ impl Entry {
             is_renewed: false,
             confirmed_at: None,
             named_before: None,
+            is_continued: false,
         }
     }
 
@@ -230,6 +233,7 @@ impl Entry {
 
     /// It is asked for in the place of `left`: until the answer, what comes has the room of that.
     pub(super) fn continues(&mut self, left: &Leaving) {
+        self.is_continued = true;
         if self.named_before.is_none() && left.room != left.subscription.room {
             self.named_before.clone_from(&left.room);
         }
@@ -260,7 +264,7 @@ impl Entry {
     pub(super) fn may_be_subscribed(&self) -> bool {
         match self.state {
             SubscriptionState::Confirmed(_) | SubscriptionState::Pending => true,
-            SubscriptionState::Waiting => self.asked_at.is_some(),
+            SubscriptionState::Waiting => self.asked_at.is_some() || self.is_continued,
             SubscriptionState::Refused(_) => false,
         }
     }
@@ -288,12 +292,13 @@ impl Leaving {
         Self { subscription, room, token, nonce: None, asked_at: None, attempts: 0 }
     }
 
-    /// Whether the gateway has both for the same subscription: without a room, that of the token's channel.
+    /// Whether the gateway has both for the same subscription: without a room, that of the token's channel. The
+    /// token may have become another channel's since the left one was asked for.
     pub(super) fn is_same(&self, entry: &Entry) -> bool {
-        let has_no_room =
-            self.subscription.room.is_none() && entry.wanted.subscription.room.is_none();
-        self.has_topic_of(entry)
-            && (self.has_room_of(entry) || (has_no_room && self.has_token_of(entry)))
+        let (own, other) = (&self.subscription, &entry.wanted.subscription);
+        let has_no_room = own.room.is_none() && other.room.is_none();
+        let has_channel_of = own.token_room == other.token_room && self.has_token_of(entry);
+        self.has_topic_of(entry) && (self.has_room_of(entry) || (has_no_room && has_channel_of))
     }
 
     /// Whether its `unsubscribe` may end this one too. "Without a room: all rooms of the topic are left" (newer

@@ -520,6 +520,23 @@ async fn a_room_of_the_connection_before_is_known_until_the_answer() {
     assert!(after.named_rooms().is_empty());
     before.renew("a", &Secret::new("new"), &mut Effects::default());
     assert_eq!(before.named_rooms().len(), 1);
+    let restored = Session::restored(4, &before, now);
+    assert_eq!(restored.named_rooms(), before.named_rooms(), "nor is it after a handover");
+}
+
+#[tokio::test(start_paused = true)]
+async fn topics_with_messages_of_no_channel_are_known_to_the_next_connection() {
+    let wants = || vec![wanted("a", "t", Some(ONE)), wanted("b", "t", Some(TWO))];
+    let (mut before, nonces, now) = welcomed(wants());
+    for nonce in &nonces {
+        answer(&mut before, nonce, "", now);
+    }
+    assert_eq!(placed(&mut before, "", now), place("", ""));
+    let mut after = Session::new(2, wants(), config(), now);
+    assert!(after.unplaced(now).is_empty());
+    after.continue_unplaced(before.take_unplaced());
+    assert_eq!(after.unplaced(now), [Arc::<str>::from("t")]);
+    assert!(after.unplaced(now + 600 * SECOND).is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -540,6 +557,44 @@ async fn a_renamed_label_has_the_room_of_the_one_before_until_the_answer() {
         }
         assert_eq!(placed(&mut session, &in_room(TWO), now), place("b", TWO));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_takes_the_place_of_another_may_bring_messages_before_it_is_asked_for() {
+    for room in [None, Some("x")] {
+        let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", room)]);
+        answer(&mut session, &nonces[0], "", now);
+        session.retain(|_| false);
+        session.add(vec![wanted("b", "t", room)]);
+        let room = room.unwrap_or_default();
+        assert_eq!(placed(&mut session, "", now), place("b", room));
+        let restored = Session::restored(2, &session, now);
+        // It is no longer wanted at once: the gateway has it still.
+        for mut session in [restored, session] {
+            session.welcome();
+            session.retain(|_| false);
+            let left = if room.is_empty() { "-" } else { room };
+            assert_eq!(said(&mut session, now), [format!("unsubscribe t {left}")]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_label_whose_token_was_read_as_another_accounts_before_the_reload_is_left() {
+    let of_account = |room: &str, token: &str| {
+        let (channel, topic) = ("a".into(), "t".into());
+        let (token_type, token_room) = (TokenType::Jwt, Some(room.into()));
+        let one = Subscription { channel, topic, room: None, token_type, token_room };
+        Wanted { subscription: Arc::new(one), token: Ok(Secret::new(token)) }
+    };
+    let (mut session, nonces, now) = welcomed(vec![of_account(ONE, "one's")]);
+    answer(&mut session, &nonces[0], &format!(r#","data":{{"room":"{ONE}"}}"#), now);
+    session.renew("a", &Secret::new("two's"), &mut Effects::default());
+    session.retain(|_| false);
+    session.add(vec![of_account(TWO, "two's")]);
+    let commands = [format!("unsubscribe t {ONE}"), "subscribe t -".to_owned()];
+    assert_eq!(said(&mut session, now), commands);
+    assert!(session.named_rooms().is_empty());
 }
 
 fn nonces_of_welcome(session: &mut Session, now: Instant) -> Vec<String> {

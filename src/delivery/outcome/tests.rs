@@ -54,7 +54,7 @@ fn reporting(ages: &[u64], reports: impl IntoIterator<Item = Report>) -> Deliver
     let journal = Journal::in_memory(1 << 20);
     for age in ages {
         let none: Arc<str> = "".into();
-        let event = event::own("relay.gap", &none, &none, &json!({}), 1);
+        let event = event::own("channel.tips", &none, &none, &json!({}), 1);
         journal.append_waited(&mut vec![event], Waited::already(Duration::from_millis(*age)));
     }
     let route = Route::new("out", &config, sink::kind("stdout").unwrap()).unwrap();
@@ -235,12 +235,19 @@ async fn a_rejected_event_is_set_aside_and_the_others_stay_in_flight() {
     // Without a directory there are no dead letters.
     assert_eq!((shown.state, shown.delivered, shown.lost), ("up", 1, 1));
     assert_eq!((shown.rejected_in_a_row, shown.dead_letters), (1, 0));
-    assert_eq!(delivery.reader.source.last(), 3, "of a report there is no other");
+    assert_eq!(delivery.reader.source.last(), 3);
     // With none accepted before it, and room only after it.
     delivery.flight.full = true;
     delivery.failure(&Failure::after(0, rejected()));
     assert!(delivery.flight.events.is_empty() && !delivery.flight.full);
     assert_eq!(row(&delivery).rejected_in_a_row, 2);
+    delivery.report_rejected(false);
+    assert_eq!(delivery.reader.source.last(), 4, "one report of both");
+    // Of a report that is rejected, too, there is no other.
+    let report = event::lost("rejected", "out", 1);
+    delivery.rejected.add(&delivery.row, &report);
+    delivery.report_rejected(true);
+    assert_eq!((delivery.reader.source.last(), row(&delivery).lost), (4, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -353,9 +360,12 @@ async fn a_request_that_fails_is_given_back_unless_its_event_may_be_to_blame() {
             delivery.suspicion.blamed();
         }
         let text = describe(&cause);
+        let shown = if matches!(cause, Cause::Down(_)) { "down" } else { "up" };
         delivery.failure(&Failure::after(0, cause));
         let flight = (delivery.flight.is_empty(), delivery.flight.request.is_none());
         assert_eq!(flight, (given_back, given_back), "{text}");
+        assert_eq!(delivery.requests.resume_at().is_some(), given_back, "{text}");
+        assert_eq!(row(&delivery).state, shown, "{text}");
     }
 }
 
@@ -364,14 +374,18 @@ async fn a_destination_that_stays_busy_and_accepts_nothing_is_not_up() {
     let recorder = PrometheusBuilder::new().build_recorder();
     metrics::with_local_recorder(&recorder, || {
         let mut delivery = in_flight(&[0]);
-        for up in [1, 0] {
+        for up in [1, 1, 0] {
             delivery.flight.handed = 1;
             delivery.failure(&Failure::after(0, busy()));
             assert_eq!(row(&delivery).state, "busy");
             let text = recorder.handle().render();
             let line = format!("astro_relay_sink_up{{sink=\"out\"}} {up}\n");
             assert!(text.contains(&line), "{line}\n{text}");
-            delivery.row.show(|row| row.since -= 2 * 60 * 1000);
+            // Another state between is no sign that it takes events.
+            delivery.show_state("down", |_| ());
+            delivery.row.show(|row| {
+                row.left_up = row.left_up.map(|at| at.before(Duration::from_secs(40)));
+            });
         }
     });
 }

@@ -56,6 +56,8 @@ pub struct SubscriptionRow {
     pub slot: Slot,
     pub state: SubscriptionState,
     pub confirmed_at: Option<UnixMillis>,
+    /// The same, for measuring how long ago it was.
+    pub(super) confirmed: Option<Moment>,
     /// Messages since then, as of a few seconds ago.
     pub messages: u64,
     /// It was asked for several times on its connection and never answered.
@@ -91,6 +93,7 @@ impl SubscriptionRow {
             slot: Slot::Unassigned,
             state: SubscriptionState::Waiting,
             confirmed_at: None,
+            confirmed: None,
             messages: 0,
             is_unanswered: false,
             order,

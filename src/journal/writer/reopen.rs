@@ -112,6 +112,7 @@ impl Writer {
         let mut memory = self.shared.lock();
         memory.disk.health = Health::Sound;
         memory.disk.corrupt = false;
+        memory.cursors.found_late = published;
         if let Some(published) = published {
             // Not before the files can be read.
             memory.put_back(published, before);

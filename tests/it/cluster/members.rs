@@ -30,7 +30,7 @@ use crate::support::{
 };
 
 /// A lease that no member loses, however busy the machine is.
-const LONG: &str = "20s";
+pub const LONG: &str = "20s";
 
 const ADMIN: &str = "admin-token";
 

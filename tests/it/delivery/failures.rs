@@ -267,6 +267,26 @@ async fn without_a_directory_a_rejected_event_is_lost_and_reported() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_events_that_are_rejected_without_a_directory_are_reported_in_few_gaps() {
+    let (journal, destination, watcher) = (memory(), Scripted::new(), Scripted::new());
+    destination.poison(|n| n < 50);
+    let running = start(&journal, &destination);
+    let watching = Running::start("watcher", &journal, &watcher, |config| {
+        config.topics = Some(vec!["relay.gap".into()]);
+    });
+    journal.append(&mut events(0..50));
+    until("all of them are reported", HOUR, async || {
+        let counts = watcher.gaps().into_iter().filter_map(|gap| gap["count"].as_u64());
+        (counts.sum::<u64>() == 50).then_some(())
+    })
+    .await;
+    assert_eq!(lost(&running), 50);
+    assert!(watcher.gaps().len() <= 3, "{:?}", watcher.gaps());
+    running.stop().await;
+    watching.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_rejections_in_a_row_make_the_sink_not_ready() {
     let (journal, destination) = (memory(), Scripted::new());
     destination.poison(|n| n < 50);

@@ -1,9 +1,10 @@
 //! Frames that are not what they should be: skipped where the protocol allows it.
 
-use astro_sim::{Ended, Malformed, Options};
+use astro_sim::{End, Ended, Malformed, Options};
+use serde_json::json;
 
 use super::{
-    ROOM, SOON,
+    OTHER, ROOM, SOON,
     bench::{Bench, Want, targets},
 };
 use crate::support::wait::until;
@@ -132,6 +133,22 @@ async fn odd_payloads_are_relayed_byte_for_byte() {
     assert_eq!(bench.sim.stats().opened, 1);
     assert_eq!(bench.reasons(), [""; 0]);
     assert!(bench.gaps().await.is_empty());
+}
+
+#[tokio::test]
+async fn messages_that_reach_no_channel_are_a_matter_of_health_on_the_next_connection_too() {
+    let wants = [ROOM, OTHER].map(|room| (room, "channel.tips", Some(room)));
+    let options = Options { message_room: false, ..Options::default() };
+    let bench = Bench::start(options, &wants).await;
+    bench.confirmed(2).await;
+    bench.sim.publish("channel.tips", ROOM, json!({ "n": 1 }));
+    let is_said = || bench.reasons().iter().any(|reason| reason.contains("they reach none"));
+    until("the health says so", SOON, async || is_said().then_some(())).await;
+    bench.sim.end(None, End::Reset);
+    until("the next one is open", SOON, async || (bench.sim.stats().opened == 2).then_some(()))
+        .await;
+    bench.confirmed(2).await;
+    assert!(is_said(), "{:?}", bench.reasons());
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use astro_relay::{
     app::relay::Relay,
     loading::{Sources, load},
 };
-use astro_sim::{Options as SimOptions, Sim, Token};
+use astro_sim::{Options as SimOptions, Refusal, Sim, Token};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot, time::Instant};
@@ -303,10 +303,12 @@ async fn a_renamed_channel_goes_on_being_heard() {
     }
 }
 
-/// Neither the label nor the name of the token's file is another.
+/// Neither the label nor the name of the token's file is another. Because of the topic that is refused, the relay
+/// has read the token before the reload.
 #[tokio::test]
 async fn a_label_with_the_token_of_another_account_is_subscribed_anew_at_a_reload() {
     const OTHER: &str = "6b2e2007760aeb7729487dab";
+    const REFUSED: &str = "channel.follow";
     let jwt = |room: &str, number: u32| {
         let claims = json!({ "channel": room, "jti": number }).to_string();
         format!("{}.{}.c2ln", BASE64.encode(r#"{"alg":"none"}"#), BASE64.encode(claims))
@@ -316,30 +318,49 @@ async fn a_label_with_the_token_of_another_account_is_subscribed_anew_at_a_reloa
     let tokens = owners.map(|(token, room)| Token::owner(token, room)).to_vec();
     let options = SimOptions { tokens, ..SimOptions::default() };
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let unauthorized = Refusal::of("err_unauthorized").topic(REFUSED);
+    sim.faults(|faults| faults.refusals.push(unauthorized));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
     std::fs::write(&file, &first).unwrap();
-    let rest = format!("[channels.main]\ntoken_file = {file:?}\ntopics = [\"channel.tips\"]\n");
+    let topics = ["channel.tips", REFUSED];
+    let rest = format!("[channels.main]\ntoken_file = {file:?}\ntopics = {topics:?}\n");
     let relay = Running::start_on(sim, &rest).await;
-    relay.subscribed(1).await;
+    let commands = async |number: u64| {
+        until("the commands", PATIENCE, async || {
+            (relay.sim.stats().commands >= number).then_some(())
+        })
+        .await;
+    };
+    let is_confirmed_for = |status: &Value, room: &str| {
+        let mut connections = status["pages"]["connections"].as_object().unwrap().values();
+        connections.next().is_some_and(|connection| {
+            let all = connection["subscriptions"].as_array().unwrap();
+            let state = |topic: &str| all.iter().find(|one| one["topic"] == topic);
+            state(REFUSED).is_some_and(|one| one["state"] == "refused")
+                && state("channel.tips")
+                    .is_some_and(|one| one["room"] == room && one["state"] == "confirmed")
+        })
+    };
+    relay.until("it is subscribed", |status| is_confirmed_for(status, ROOM)).await;
+    let mut expected = 2;
     for (token, changed, room) in [(&refreshed, json!([]), ROOM), (&other, json!(["main"]), OTHER)]
     {
-        let commands = relay.sim.stats().commands;
         std::fs::write(&file, token).unwrap();
+        // What was refused is asked for with it.
+        expected += 1;
+        commands(expected).await;
         let (code, report) = relay.reload().await;
         assert_eq!((code, &report["channels_changed"]), (200, &changed), "{report}");
-        relay
-            .until("its own room is confirmed", |status| {
-                let mut connections = status["pages"]["connections"].as_object().unwrap().values();
-                connections.next().is_some_and(|connection| {
-                    let own = &connection["subscriptions"][0];
-                    own["room"] == room && own["state"] == "confirmed"
-                })
-            })
-            .await;
-        // Left and asked for, or nothing.
-        assert_eq!(relay.sim.stats().commands > commands, room == OTHER, "{report}");
+        relay.until("its own room is confirmed", |status| is_confirmed_for(status, room)).await;
     }
+    // Of the refreshed token nothing. Of the other one the tips are left, and both are asked for.
+    expected += 3;
+    commands(expected).await;
+    assert_eq!(relay.sim.stats().commands, expected);
+    let connection = &relay.sim.connections()[0];
+    let subscribed: Vec<_> = connection.subscriptions.iter().map(|(_, room)| &**room).collect();
+    assert_eq!(subscribed, [OTHER]);
 }
 
 #[tokio::test]

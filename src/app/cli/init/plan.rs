@@ -285,9 +285,18 @@ pub(super) fn make_dir(file: &Path) -> Result<(), InitError> {
     let is_new = !dir.exists();
     DirBuilder::new().recursive(true).mode(EVERYBODY_ENTERS).create(dir).map_err(failed)?;
     if is_new && is_service(file) {
-        fs::set_permissions(dir, Permissions::from_mode(EVERYBODY_ENTERS)).map_err(failed)?;
+        set_mode(dir, EVERYBODY_ENTERS).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Gives a file its mode. Not every file system has modes to set: that is no error where the file allows as much by
+/// itself. To execute a file that is only read says nothing.
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(mode)).or_else(|error| {
+        let found = fs::metadata(path)?.permissions().mode();
+        if found & (mode | 0o666) == mode { Ok(()) } else { Err(error) }
+    })
 }
 
 /// Writes a file whole or not at all. No more than the mode allows is allowed from the first byte on.
@@ -313,7 +322,7 @@ fn write_with(
         .open(&draft)
         .and_then(|mut file| {
             if exact {
-                file.set_permissions(Permissions::from_mode(mode))?;
+                set_mode(&draft, mode)?;
             }
             file.write_all(content)?;
             file.sync_all()
@@ -365,5 +374,13 @@ mod tests {
         assert_eq!(mode("secret", OWNER_ONLY), 0o600);
         assert!(is_service(Path::new("/etc/astro-relay/astro-relay.toml")));
         assert!(!is_service(Path::new("/home/a/etc/astro-relay.toml")));
+    }
+
+    #[test]
+    fn a_mode_that_cannot_be_set_is_no_error_where_the_file_has_it() {
+        // Everybody reads it, and nobody can change its mode.
+        let path = Path::new("/proc/sys/kernel/ostype");
+        set_mode(path, 0o444).unwrap();
+        assert!(set_mode(path, OWNER_ONLY).is_err());
     }
 }

@@ -79,7 +79,7 @@ fn letters(selection: &Selection) -> Result<Vec<DeadLetter>, Failed> {
     if let Some(settings) = selection.journal.cluster()? {
         return on_runtime(1, &quiet(), async move {
             let shared = SharedRequests::connect(&settings).await?;
-            Ok(shared.letters(selection.which(), usize::MAX).await?)
+            Ok(shared.letters(selection.which(), (usize::MAX, usize::MAX)).await?)
         });
     }
     let store = selection.journal.open()?;
