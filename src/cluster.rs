@@ -315,6 +315,11 @@ impl Cluster {
         let unknown = || {
             "whether another member executed it cannot be known: NATS does not answer".to_owned()
         };
+        let unanswered = || {
+            "NATS has not answered: whether another member executes it cannot be known. Give it again under \
+             another transaction"
+                .to_owned()
+        };
         let storage = storage.ok_or_else(unknown)?;
         // What waits for a server would be stored long after the command was answered, and nobody could give it again.
         if !self.0.connection.is_reached() {
@@ -326,10 +331,10 @@ impl Cluster {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
                 // It may be ours: the client library asks again where an answer was lost.
-                let found = storage.done.get(&key).await.map_err(|_| unknown());
+                let found = storage.done.get(&key).await.map_err(|_| unanswered());
                 found.map(|found| found.is_some_and(|found| found == claim))
             }
-            Err(_) => Err(unknown()),
+            Err(_) => Err(unanswered()),
         })
     }
 

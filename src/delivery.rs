@@ -258,6 +258,7 @@ impl Delivery {
                 self.take(&batch);
             }
         }
+        self.drop_expired();
         if self.sendable() > 0 {
             return self.send(stop).await;
         }
@@ -376,6 +377,9 @@ impl Delivery {
         let silent = (self.flight.handed > 0)
             .then(|| self.link.silent_since + self.config.timeout.0.saturating_mul(HUNG));
         let unanswered = self.unanswered_at();
+        if paused.is_none() && alone && self.requests.are_due(self.reader.has_more()) {
+            return;
+        }
         let mut progress = self.reader.progress.clone();
         let mut sleeps = clock::sleeps();
         tokio::select! {
@@ -418,14 +422,15 @@ impl Delivery {
             timeout_at(until + CLOSE.min(self.config.timeout.0), self.link.sink.close(until)).await;
         let Ok(accepted): Result<BTreeSet<_>, _> = closed.map(BTreeSet::from_iter) else {
             warn!(sink = %self.row.name, "the sink did not close in time");
+            self.leave_request();
             return;
         };
-        if self.flight.request.is_some() {
-            return;
-        }
         let is_accepted = |event: &&Outgoing| accepted.contains(&event.number());
         let first = self.flight.events.iter().take_while(is_accepted).count();
         self.accepted(first);
+        if self.leave_request() {
+            return;
+        }
         // An event is accepted when all of its messages are.
         let rest = || self.flight.events.iter();
         let open: BTreeSet<Seq> =

@@ -275,10 +275,11 @@ impl Journal {
         };
         let at = self.position(start)?;
         let mut memory = self.0.lock();
-        // Saved once before anything else happens, so that a restart does not begin again. One that was taken up
-        // while the disk was asked stays where it is.
+        // Saved once before anything else happens, so that a restart does not begin again. One that files brought
+        // which were opened while the disk was asked stays where it is.
         let cursor =
             memory.cursors.by_sink.entry(sink.into()).or_insert_with(|| Cursor::new(at, None));
+        cursor.set_active(true);
         let at = cursor.at;
         memory.cursors.save_within(Duration::ZERO);
         self.0.notify_writer(memory);
@@ -573,14 +574,6 @@ impl Journal {
         let mut memory = self.0.lock();
         memory.numbers.written = memory.numbers.last;
         self.0.publish(&memory);
-    }
-
-    /// Nobody else reads its file until `until` returns.
-    pub(crate) fn hold_file(&self, until: impl FnOnce()) {
-        drop(self.0.read_file(|_| {
-            until();
-            Ok(())
-        }));
     }
 
     /// Its writer has ended.

@@ -31,7 +31,10 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::{
-    base::event::{Record, Seq},
+    base::{
+        clock::Moment,
+        event::{Record, Seq},
+    },
     channel::store::StateKey,
     config::{ConfigError, SinkConfig, problem::Findings},
 };
@@ -49,14 +52,32 @@ pub struct Outgoing {
     pub payload: Bytes,
     /// The media type of `payload`.
     pub content_type: &'static str,
-    /// How long from now on the destination may keep it, from the sink's `max_age`.
-    pub expires_in: Option<Duration>,
+    /// How long the destination may keep it, from the sink's `max_age`.
+    pub expires_in: Option<TimeLeft>,
 }
 
 impl Outgoing {
     /// The event's number, and which of its messages this is.
     pub fn number(&self) -> (Seq, u8) {
         (self.record.seq, self.part)
+    }
+}
+
+/// A time that runs out, also while an event waits to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeLeft {
+    since: Moment,
+    time: Duration,
+}
+
+impl TimeLeft {
+    pub fn from_now(time: Duration) -> Self {
+        Self { since: Moment::now(), time }
+    }
+
+    /// What is left of it; `None`: it is over.
+    pub fn left(self) -> Option<Duration> {
+        self.time.checked_sub(self.since.elapsed())
     }
 }
 

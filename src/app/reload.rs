@@ -42,7 +42,6 @@ use crate::{
     },
     gateway::Targets,
     http::{Reloads, Request, relay_status::RelayStatus},
-    journal::Journal,
     loading::{Loaded, Sources, load},
 };
 
@@ -58,9 +57,6 @@ const STAT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long everything that is configured may take to be read.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(25);
-
-/// How long the disk may take to say where a new sink begins.
-const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a file is read again that was written meanwhile, when somebody waits for it.
 const READS: usize = 3;
@@ -334,9 +330,13 @@ impl Reload {
             }
         }
         for (name, sink) in configured.iter().filter(|(name, _)| changed(name)) {
-            // A new sink's place is taken now: what a new subscription brings stands behind it.
-            if services.cluster.is_none() {
-                register(&services.journal, name, sink).await;
+            // A new sink's place is taken now: what a new subscription brings stands behind it. Where one begins
+            // that gets events of some age, only the disk knows: its task waits for that.
+            if services.cluster.is_none()
+                && !matches!(sink.start, Start::Age(_))
+                && let Err(error) = services.journal.register(name, sink.start)
+            {
+                warn!(sink = name, %error, "the sink's place in the journal cannot be had now");
             }
             for (task, stage, factory) in sink_tasks::factories(services, name, sink) {
                 requests.add(&task, stage, factory).await;
@@ -382,33 +382,6 @@ impl Reload {
     }
 }
 
-/// Takes a sink's place in the journal. Where one begins that gets events of some age, only the disk knows; if that
-/// does not answer, the sink's task takes the place when it does.
-async fn register(journal: &Journal, name: &str, sink: &SinkConfig) {
-    let start = sink.start;
-    let registered = if matches!(start, Start::Age(_)) {
-        let (journal, sink) = (journal.clone(), name.to_owned());
-        let registering = spawn_blocking(move || journal.register(&sink, start));
-        match timeout(REGISTER_TIMEOUT, registering).await {
-            Ok(Ok(registered)) => registered,
-            // An error of the thread: the runtime ends.
-            Ok(Err(_)) => return,
-            Err(_) => {
-                warn!(
-                    sink = name,
-                    "where the sink begins is not known yet: the disk does not answer"
-                );
-                return;
-            }
-        }
-    } else {
-        journal.register(name, start)
-    };
-    if let Err(error) = registered {
-        warn!(sink = name, %error, "the sink's place in the journal cannot be had now");
-    }
-}
-
 /// Says whose state stays at its destination, because nobody looks after it any more.
 fn warn_of_published_state(
     before: &BTreeMap<String, SinkConfig>,
@@ -438,47 +411,4 @@ fn fingerprint(file: &Path) -> Fingerprint {
     // A link is followed: that is how a mounted configuration is exchanged.
     let found = std::fs::metadata(file).ok()?;
     Some((found.dev(), found.ino(), found.ctime(), found.ctime_nsec(), found.len()))
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-    use serde_json::json;
-    use tokio::{sync::oneshot, time::advance};
-
-    use super::*;
-    use crate::config;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_disk_that_does_not_answer_does_not_hold_up_a_reload() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = config::Journal { dir: dir.path().to_owned(), ..config::Journal::default() };
-        let (journal, _) = Journal::open(&config).unwrap();
-        let (held, is_held) = oneshot::channel();
-        let (release, released) = std::sync::mpsc::channel::<()>();
-        let of_holder = journal.clone();
-        let holder = spawn_blocking(move || {
-            of_holder.hold_file(|| {
-                held.send(()).unwrap();
-                released.recv().ok();
-            });
-        });
-        is_held.await.unwrap();
-        let sink = |start: &str| -> SinkConfig {
-            serde_json::from_value(json!({ "type": "stdout", "start": start })).unwrap()
-        };
-        let (with_age, at_end) = (sink("1h"), sink("end"));
-        // It needs no disk.
-        assert!(register(&journal, "new", &at_end).now_or_never().is_some());
-        assert_eq!(journal.cursor("new"), Some(0));
-        let mut registering = Box::pin(register(&journal, "old", &with_age));
-        assert!(registering.as_mut().now_or_never().is_none());
-        advance(REGISTER_TIMEOUT + Duration::from_millis(1)).await;
-        assert!(registering.as_mut().now_or_never().is_some());
-        drop(registering);
-        assert_eq!(journal.cursor("old"), None);
-        drop(release);
-        holder.await.unwrap();
-        spawn_blocking(move || journal.close()).await.unwrap();
-    }
 }

@@ -77,6 +77,12 @@ impl Flight {
         self.events.front().map(|event| event.record.seq)
     }
 
+    /// The number of the oldest event that is not dealt with, whether it goes out or becomes a dead letter.
+    pub(super) fn first_open(&self) -> Option<Seq> {
+        let undeliverable = self.undeliverable.front().map(|event| event.record.seq);
+        self.head().into_iter().chain(undeliverable).min()
+    }
+
     /// How many more may go out: an undeliverable event must be a dead letter before those behind it go.
     pub(super) fn sendable(&self) -> usize {
         let rest = self.events.range(self.handed..);
@@ -114,6 +120,19 @@ impl Flight {
             self.bytes = self.bytes.saturating_sub(weight(next));
             self.events.remove(self.handed);
         }
+    }
+
+    /// Takes out what would go out next and has become too old: how many events that were.
+    pub(super) fn drop_expired(&mut self) -> u64 {
+        let mut dropped = 0;
+        while let Some(next) = self.events.get(self.handed)
+            && next.expires_in.is_some_and(|time| time.left().is_none())
+        {
+            dropped += u64::from(next.part == 0);
+            self.bytes = self.bytes.saturating_sub(weight(next));
+            self.events.remove(self.handed);
+        }
+        dropped
     }
 
     /// Nothing is in flight with the sink any more.

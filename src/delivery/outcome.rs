@@ -5,7 +5,9 @@ use std::time::Duration;
 use tracing::info;
 
 use super::{
-    Cause, Delivery, Failure, Instant, clock, describe, status,
+    Cause, Delivery, Failure, Instant, clock, describe,
+    route::Skip,
+    status,
     waiting::{self, Met},
 };
 use crate::base::clock::Moment;
@@ -137,6 +139,15 @@ impl Delivery {
             }
         }
         if self.flight.is_empty() {
+            self.flight_is_done();
+        }
+    }
+
+    /// What has waited for its turn until it was too old does not go out.
+    pub(super) fn drop_expired(&mut self) {
+        let before = self.flight.events.len();
+        self.row.metrics.filtered(Skip::Age.as_str(), self.flight.drop_expired());
+        if self.flight.events.len() < before && self.flight.is_empty() {
             self.flight_is_done();
         }
     }

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{
     ASKED, Delivery, describe,
     reader::BATCH_BYTES,
-    waiting::{FIRST_WAIT, LONGEST_ASKED},
+    waiting::{self, BREAK, FIRST_WAIT, LONGEST_ASKED},
 };
 use crate::{
     base::event::{Origin, Seq},
@@ -31,7 +31,7 @@ use crate::{
 const REPLAY_BATCH: usize = 128;
 
 /// A dead letter that has failed so often in a row stays one, with the reason.
-const TRIES: u32 = 5;
+const TRIES: u32 = 7;
 
 /// Something that is asked for.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl Requests {
     /// Whatever is waited for, it is tried now.
     pub(super) fn try_now(&mut self) {
         if let Some(failed) = &mut self.failed {
-            failed.until = Instant::now();
+            (failed.times, failed.until) = (0, Instant::now());
         }
     }
 
@@ -220,11 +220,8 @@ impl Delivery {
     /// Gives back what was begun and has failed, with nothing in flight. A letter is to go out again as it
     /// is, of a replay what is not yet dealt with. An answer: there was something.
     pub(super) fn give_back(&mut self, cause: &Cause) -> bool {
-        let undeliverable = self.flight.undeliverable.front().map(|event| event.record.seq);
         // With nothing left it is done.
-        let Some(at) = self.flight.head().into_iter().chain(undeliverable).min() else {
-            return false;
-        };
+        let Some(at) = self.flight.first_open() else { return false };
         let Some(begun) = self.flight.request.take() else { return false };
         self.flight.take_events();
         self.flight.undeliverable.clear();
@@ -251,9 +248,25 @@ impl Delivery {
             _ => Duration::ZERO,
         };
         let wait = FIRST_WAIT.saturating_mul(1 << times.min(16)).min(self.config.backoff_max.0);
-        let wait = wait.max(asked);
-        warn!(%sink, request = ?id, error, ?wait, "a request has failed; it is tried again");
+        // A replay is tried without end.
+        let floor = if times > TRIES { BREAK } else { Duration::ZERO };
+        let wait = wait.max(asked).max(floor);
+        self.waiting.complain(sink, waiting::word(cause), &error, wait);
         self.requests.failed = Some(Failed { id, at, times, until: Instant::now() + wait });
+        true
+    }
+
+    /// At a stop: the next task continues a replay at what is not yet dealt with, and sends a letter again.
+    /// An answer: there was something.
+    pub(super) fn leave_request(&mut self) -> bool {
+        let Some(begun) = self.flight.request.take() else { return false };
+        match (begun, self.flight.first_open()) {
+            (begun, None) => self.request_is_done(&begun),
+            (Begun::Replay { number, .. }, Some(at)) => {
+                self.reader.source.replay_progress(number, Some(at.saturating_sub(1)));
+            }
+            (Begun::Letter { .. }, Some(_)) => {}
+        }
         true
     }
 
@@ -456,8 +469,14 @@ mod tests {
                 assert_eq!(next_sent(&mut delivery).await, ["new"]);
                 delivery.outcome(Ok(1));
                 assert!(waits(&delivery), "a new event proves nothing about it");
+                // What somebody asks for is no try of its own.
+                delivery.try_now(ASKED);
+                assert_eq!(next_sent(&mut delivery).await, ["letter"]);
+                delivery.outcome(Err(Failure::after(0, busy())));
             }
-            delivery.try_now(ASKED);
+            if let Some(failed) = &mut delivery.requests.failed {
+                failed.until = Instant::now();
+            }
         }
         // It is given up, and the other one is not.
         assert_eq!(next_sent(&mut delivery).await, ["letter"]);
@@ -504,6 +523,42 @@ mod tests {
         delivery.outcome(Ok(2));
         close(delivery, journal).await;
         assert!(store.replays().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_stop_during_a_replay_leaves_what_was_not_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut delivery, journal) = delivery(dir.path());
+        journal.append(&mut ["one", "two", "three"].map(event).to_vec());
+        delivery.reader.taken(3);
+        delivery.reader.cursor = 3;
+        let store = Store::open_reader(dir.path()).unwrap();
+        store.allow_requests().unwrap();
+        let (sink, topic, when) = ("out".to_owned(), None, None);
+        let replay = Replay { number: 0, at: 7, sink, position: 0, until: 3, topic, when };
+        store.request_replay(&replay).unwrap();
+        assert_eq!(next_sent(&mut delivery).await, ["one", "two", "three"]);
+        // The first was reported before the stop, the second while the sink closes.
+        delivery.outcome(Ok(1));
+        delivery.link.sink = Box::new(Reporting::closing_with([(2, 0)]));
+        delivery.finish().await;
+        assert_eq!(delivery.reader.cursor, 3);
+        close(delivery, journal).await;
+        let position: Vec<_> =
+            store.replays().unwrap().iter().map(|replay| replay.position).collect();
+        assert_eq!(position, [2]);
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_that_is_accepted_at_a_stop_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ask_for_letters(dir.path(), 1).await;
+        let (mut delivery, journal) = delivery(dir.path());
+        assert_eq!(next_sent(&mut delivery).await, ["letter"]);
+        delivery.link.sink = Box::new(Reporting::closing_with([(1, 0)]));
+        delivery.finish().await;
+        close(delivery, journal).await;
+        assert_eq!(store.dead_letters(None).unwrap().len(), 0);
     }
 
     fn queue(delivery: &Delivery) -> Vec<RequestId> {

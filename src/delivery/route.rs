@@ -29,7 +29,7 @@ use crate::{
     },
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
     delivery::ha_event::{ACTIVITIES, HaEvents},
-    sink::{Address, Kind, Outgoing},
+    sink::{Address, Kind, Outgoing, TimeLeft},
 };
 
 /// Places (channel, topic, room) whose decision and address are remembered.
@@ -193,7 +193,7 @@ impl Route {
             None => None,
             Some(max_age) => match max_age.checked_sub(age(record)) {
                 None => return Rendered::Skipped(Skip::Age),
-                rest => rest,
+                Some(left) => Some(TimeLeft::from_now(left)),
             },
         };
         if let Some(when) = &self.when {

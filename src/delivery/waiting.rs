@@ -33,7 +33,7 @@ pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
 const BREAK_AFTER: u32 = 5;
 
 /// With the breaker open, the destination is tried no more often than this.
-const BREAK: Duration = Duration::from_secs(5);
+pub(super) const BREAK: Duration = Duration::from_secs(5);
 
 /// A connection that has stood for so long has worked. One that ends sooner has not, though it may have
 /// carried something: two clients with one id throw each other out again and again.

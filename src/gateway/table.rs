@@ -380,7 +380,9 @@ impl Table {
                 (row.state, row.is_unanswered) = (state.clone(), *is_unanswered);
                 if row.confirmed_at != *confirmed_at {
                     (row.confirmed_at, row.messages) = (*confirmed_at, 0);
-                    row.confirmed = confirmed_at.map(|_| Moment::now());
+                    if confirmed_at.is_some() {
+                        row.confirmed.get_or_insert_with(Moment::now);
+                    }
                 }
                 if row.is_waited_for() {
                     inner.missing.asked_again(subscription);
@@ -621,6 +623,10 @@ mod tests {
         table.update(1, &[update], |reports| assert!(reports.is_empty()));
         let later = Duration::from_hours(3);
         tokio::time::advance(later).await;
+        // Confirmed on another connection since.
+        let (subscription, confirmed_at) = (Arc::clone(&confirmed), Some(clock::now() + 1));
+        let update = Update { subscription, state: CONFIRMED, confirmed_at, is_unanswered: false };
+        table.update(1, &[update], |reports| assert!(reports.is_empty()));
         let time = Some(later + Duration::from_mins(10));
         let away = Away { at: clock::now(), time };
         let reports = table.was_away_before(&[&confirmed], away);

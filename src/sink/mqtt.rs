@@ -241,7 +241,7 @@ impl Mqtt {
                 qos,
                 retain,
                 content_type: Some(event.content_type),
-                expires_in: event.expires_in,
+                expires_in: event.expires_in.map(|time| time.left().unwrap_or_default()),
                 correlation: None,
                 user_properties: &properties,
             };

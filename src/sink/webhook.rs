@@ -11,14 +11,13 @@
 mod answer;
 mod client;
 mod guard;
+mod secrets;
 mod sign;
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
-    error::Error,
     fmt::Write,
     path::PathBuf,
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -28,14 +27,19 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hyper::{
     Method, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use self::{client::Client, guard::Guard, sign::Signer};
+use self::{
+    client::Client,
+    guard::Guard,
+    secrets::{Reading, Secrets},
+    sign::Signer,
+};
 use super::{
     Cause, Failure, Kind, Opening, Outgoing, Permission, Report, Sink, in_flight::InFlight,
     settings,
@@ -186,11 +190,7 @@ fn webhook(opening: &Opening<'_>) -> Result<Webhook, ConfigError> {
         return Err(at("concurrency", format!("a number from 1 to {MOST_AT_ONCE} was expected")));
     }
     let headers = fixed_headers(&settings.headers).map_err(|what| at("headers", what))?;
-    let mut report = Report::default();
-    if settings.secret.is_none() {
-        report.facts = Some(vec!["requests are not signed: no `secret` is configured".to_owned()]);
-    }
-    Ok(Webhook {
+    let mut webhook = Webhook {
         settings,
         timeout: opening.config.timeout.0,
         guard: Arc::new(guard),
@@ -202,12 +202,19 @@ fn webhook(opening: &Opening<'_>) -> Result<Webhook, ConfigError> {
         full: false,
         requests: FuturesUnordered::new(),
         hindrance: None,
-        report,
-    })
+        facts: Vec::new(),
+        report: Report::default(),
+    };
+    webhook.note(webhook.facts_of_settings());
+    Ok(webhook)
 }
 
 /// Whether requests can go there; what is wrong does not repeat the URL, which may be a secret.
 fn check_url(text: &str, guard: &Guard) -> Result<Url, String> {
+    if text.contains("{{") || text.contains("{% ") {
+        return Err("a webhook's address is no template: all events of a sink go to the same one"
+            .to_owned());
+    }
     let url = Url::parse(text.trim())
         .map_err(|error| format!("an address such as \"https://…\" was expected: {error}"))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -258,7 +265,7 @@ struct Webhook {
     headers: HeaderMap,
     endpoint: Option<Arc<Endpoint>>,
     /// The secrets, while they are being read again.
-    reading: Option<Reading>,
+    reading: Option<BoxFuture<'static, Reading>>,
     in_flight: InFlight,
     /// What is in flight and not accepted, oldest first.
     pending: VecDeque<Pending>,
@@ -267,6 +274,8 @@ struct Webhook {
     requests: FuturesUnordered<BoxFuture<'static, Answered>>,
     /// What would meet every event: nothing new is begun.
     hindrance: Option<Cause>,
+    /// What an operator should know, as it was last reported.
+    facts: Vec<String>,
     report: Report,
 }
 
@@ -284,6 +293,7 @@ struct Endpoint {
     method: Method,
     headers: HeaderMap,
     signer: Signer,
+    secrets: Secrets,
     /// When the secrets were read.
     read: Instant,
 }
@@ -307,16 +317,16 @@ impl Sink for Webhook {
         let tls = (*tls.map_err(Failure::down)?).clone();
         let guard = Arc::clone(&self.guard);
         let client = Client::new(url, tls, guard, self.timeout)?;
-        let secrets = Secrets::read(self.settings.clone(), self.headers.clone()).await;
-        let Secrets { headers, signer } = secrets.map_err(Failure::down)?;
+        let secrets = Reading::new(self.settings.clone()).await.all().map_err(Failure::down)?;
         let method = match self.settings.method {
             Verb::Post => Method::POST,
             Verb::Put => Method::PUT,
             Verb::Patch => Method::PATCH,
         };
-        let (client, read) = (Arc::new(client), Instant::now());
         self.reading = None;
-        self.endpoint = Some(Arc::new(Endpoint { client, method, headers, signer, read }));
+        let endpoint = Endpoint::new(Arc::new(client), method, self.headers.clone(), secrets);
+        self.endpoint = Some(Arc::new(endpoint));
+        self.note(self.facts_of_settings());
         Ok(())
     }
 
@@ -383,35 +393,21 @@ impl Sink for Webhook {
     }
 }
 
-/// What is wrong with a secret.
-type Wrong = Box<dyn Error + Send + Sync>;
-
-type Reading = Pin<Box<dyn Future<Output = Result<Secrets, Wrong>> + Send>>;
-
-/// What follows from the secrets.
-struct Secrets {
-    headers: HeaderMap,
-    signer: Signer,
-}
-
-impl Secrets {
-    async fn read(settings: Settings, mut headers: HeaderMap) -> Result<Self, Wrong> {
-        if let Some(token) = &settings.bearer_token {
-            let token = token.read_token().await?;
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-                .map_err(|_| "the bearer token is not legal in a header")?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        let mut secrets = Vec::new();
-        for secret in [&settings.secret, &settings.previous_secret].into_iter().flatten() {
-            secrets.push(secret.read_token().await?);
-        }
-        Ok(Self { headers, signer: Signer::new(&secrets)? })
-    }
-}
-
 impl Webhook {
+    /// What an operator should know of the configuration.
+    fn facts_of_settings(&self) -> Vec<String> {
+        let unsigned = "requests are not signed: no `secret` is configured";
+        self.settings.secret.is_none().then(|| unsigned.to_owned()).into_iter().collect()
+    }
+
+    /// Reports what an operator should know, where it is something else than before.
+    fn note(&mut self, facts: Vec<String>) {
+        if self.facts != facts {
+            self.report.facts = Some(facts.clone());
+            self.facts = facts;
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.pending.len() < IN_FLIGHT * self.settings.concurrency
     }
@@ -473,25 +469,29 @@ impl Webhook {
             Some(reading) => reading.now_or_never(),
             None if endpoint.read.elapsed() < READ_AGAIN => return,
             None => {
-                let reading = Secrets::read(self.settings.clone(), self.headers.clone());
-                let reading = self.reading.insert(Box::pin(reading));
+                let reading = self.reading.insert(Reading::new(self.settings.clone()).boxed());
                 timeout(SHORT_PATIENCE, reading).await.ok()
             }
         };
         let Some(read) = read else { return };
         self.reading = None;
         let (client, method) = (Arc::clone(&endpoint.client), endpoint.method.clone());
-        let Secrets { headers, signer } = read.unwrap_or_else(|error| {
-            // Somebody is just replacing the file.
-            tracing::warn!(%error, "secrets stay as they were");
-            Secrets { headers: endpoint.headers.clone(), signer: endpoint.signer.clone() }
-        });
-        let read = Instant::now();
-        *endpoint = Arc::new(Endpoint { client, method, headers, signer, read });
+        // Somebody may just be replacing a file.
+        let (mut secrets, mut troubles) = (endpoint.secrets.clone(), Vec::new());
+        secrets.renew(read, &mut troubles);
+        *endpoint = Arc::new(Endpoint::new(client, method, self.headers.clone(), secrets));
+        self.note([self.facts_of_settings(), troubles].concat());
     }
 }
 
 impl Endpoint {
+    /// With secrets that were read just now.
+    fn new(client: Arc<Client>, method: Method, mut headers: HeaderMap, secrets: Secrets) -> Self {
+        secrets.authorize(&mut headers);
+        let signer = secrets.signer();
+        Self { client, method, headers, signer, secrets, read: Instant::now() }
+    }
+
     /// One request and its answer.
     async fn send(&self, event: &Outgoing) -> Result<(), Cause> {
         let now = clock::now();

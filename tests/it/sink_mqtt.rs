@@ -12,7 +12,7 @@ use astro_relay::{
     config::Start,
     delivery::{Delivery, route::Route, status::Status},
     journal::Journal,
-    sink::{self, Cause, Opening, Purpose},
+    sink::{self, Cause, Opening, Purpose, TimeLeft},
 };
 use rumqttc_v5::{ConnAckProperties, ConnectReturnCode, DisconnectReasonCode, PubAckReason};
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ async fn metadata_is_sent_as_user_properties() {
         open("mqtt", json!({"url": broker.url(), "retain": format!("id == {:?}", id(2))})).unwrap();
     connect(&mut sink).await.unwrap();
     let mut events = batch(1..=2, "astro/main/channel/tips");
-    events[1].expires_in = Some(Duration::from_secs(30));
+    events[1].expires_in = Some(TimeLeft::from_now(Duration::from_secs(30)));
     deliver(&mut sink, &events).await.unwrap();
 
     let heard = listener.wait_for(2).await;

@@ -401,6 +401,54 @@ async fn a_receiver_may_change_its_secret_at_any_time() {
     }
 }
 
+#[tokio::test]
+async fn an_unreadable_secret_is_reported_once_and_the_others_are_renewed() {
+    let receiver = Receiver::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (new, old, token) =
+        (dir.path().join("new"), dir.path().join("old"), dir.path().join("token"));
+    std::fs::write(&new, NEW_SECRET).unwrap();
+    std::fs::write(&old, SECRET).unwrap();
+    std::fs::write(&token, "first").unwrap();
+    let mut own = settings(&receiver);
+    own["secret"] = json!({ "file": new });
+    own["previous_secret"] = json!({ "file": old });
+    own["bearer_token"] = json!({ "file": token });
+    let mut sink = connected(own).await.into_inner();
+
+    let third = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    std::fs::remove_file(&old).unwrap();
+    std::fs::write(&new, third).unwrap();
+    std::fs::write(&token, "second").unwrap();
+    later(Duration::from_secs(6)).await;
+    assert_eq!(sink.send(&batch(1..=1, "")).await.unwrap(), 1);
+    assert_eq!(sink.acknowledged().await.unwrap(), 1);
+    let facts = sink.report().facts.unwrap();
+    assert_eq!(facts.len(), 1, "{facts:?}");
+    assert!(facts[0].starts_with("`previous_secret` stays as it was: cannot read"), "{facts:?}");
+    let request = receiver.received().remove(0);
+    assert!(request.verify(third) && request.verify(SECRET) && !request.verify(NEW_SECRET));
+    assert_eq!(request.header("authorization"), "Bearer second");
+
+    // The same again is nothing new; that it is over is.
+    later(Duration::from_secs(6)).await;
+    assert_eq!(sink.send(&batch(2..=2, "")).await.unwrap(), 1);
+    assert_eq!(sink.acknowledged().await.unwrap(), 1);
+    assert_eq!(sink.report().facts, None);
+    std::fs::write(&old, "hunter2").unwrap();
+    later(Duration::from_secs(6)).await;
+    assert_eq!(sink.send(&batch(3..=3, "")).await.unwrap(), 1);
+    assert_eq!(sink.acknowledged().await.unwrap(), 1);
+    let facts = sink.report().facts.unwrap();
+    assert!(facts[0].starts_with("`previous_secret` stays as it was: "), "{facts:?}");
+    assert!(!facts[0].contains("hunter2"), "{facts:?}");
+    std::fs::write(&old, NEW_SECRET).unwrap();
+    later(Duration::from_secs(6)).await;
+    assert_eq!(sink.send(&batch(4..=4, "")).await.unwrap(), 1);
+    assert_eq!(sink.acknowledged().await.unwrap(), 1);
+    assert_eq!(sink.report().facts, Some(vec![]));
+}
+
 /// Puts tokio's clock forward. It runs again afterwards, for real sockets take real time.
 async fn later(by: Duration) {
     tokio::time::pause();
@@ -596,6 +644,8 @@ fn settings_that_cannot_work_name_the_key() {
     for (settings, key) in [
         (json!({ "url": { "value": "example.org" } }), "url"),
         (json!({ "url": { "value": "https://a.example,https://b.example" } }), "url"),
+        (json!({ "url": { "value": "https://a.example/{{ channel }}" } }), "url"),
+        (json!({ "url": { "value": "https://a.example/{% if live %}a{% endif %}" } }), "url"),
         (json!({ "url": { "value": url }, "concurrency": 0 }), "concurrency"),
         (json!({ "url": { "value": url }, "concurrency": 1000 }), "concurrency"),
         (json!({ "url": { "value": url }, "secret": { "value": "hunter2" } }), "secret"),

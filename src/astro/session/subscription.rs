@@ -297,7 +297,8 @@ impl Leaving {
     pub(super) fn is_same(&self, entry: &Entry) -> bool {
         let (own, other) = (&self.subscription, &entry.wanted.subscription);
         let has_no_room = own.room.is_none() && other.room.is_none();
-        let has_channel_of = own.token_room == other.token_room && self.has_token_of(entry);
+        let mut rooms = own.token_room.iter().zip(&other.token_room);
+        let has_channel_of = rooms.all(|(own, other)| own == other) && self.has_token_of(entry);
         self.has_topic_of(entry) && (self.has_room_of(entry) || (has_no_room && has_channel_of))
     }
 

@@ -54,6 +54,8 @@ pub(super) fn format(
     let text = match text {
         Some(text) => Cow::Borrowed(text),
         None => Cow::Owned(match budget::mode() {
+            // Nothing is an empty text, and not one that is called so; in an address too.
+            Mode::Text if value.is_none() => String::new(),
             Mode::Text => budget::display(value)?,
             Mode::Json => match value.as_str() {
                 Some(text) => text_marked(text),
@@ -71,7 +73,6 @@ fn json_of(value: &Value) -> Result<String, Error> {
 }
 
 fn address_text(value: &Value) -> Result<String, Error> {
-    // Nothing is an empty word, and not one that is called so.
     if value.is_none() { Ok(String::new()) } else { display(value) }
 }
 

@@ -103,7 +103,7 @@ fn the_language_is_jinja() {
         ("{% for i in range(3) %}{{ i }}{{ ',' if not loop.last }}{% endfor %}", "0,1,2"),
         (
             "{% for k, v in data.o | items %}{{ k }}={{ v }};{% else %}none{% endfor %}",
-            "a=1;b=None;c=True;",
+            "a=1;b=;c=True;",
         ),
         ("{% for x in [] %}{% else %}none{% endfor %}", "none"),
         (

@@ -3,6 +3,7 @@ use std::{collections::VecDeque, sync::Arc};
 use async_trait::async_trait;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
@@ -17,12 +18,22 @@ use crate::{
     base::event::{self, Seq, Waited},
     config::SinkConfig,
     journal::Journal,
-    sink::{self, Outgoing, Report, Sink},
+    sink::{self, Outgoing, Report, Sink, TimeLeft},
 };
 
 /// A sink whose reports are all that matters.
 #[derive(Default)]
-pub(in crate::delivery) struct Reporting(VecDeque<Report>);
+pub(in crate::delivery) struct Reporting {
+    reports: VecDeque<Report>,
+    /// What it has accepted when it is closed.
+    accepted: Vec<(Seq, u8)>,
+}
+
+impl Reporting {
+    pub(in crate::delivery) fn closing_with(accepted: impl Into<Vec<(Seq, u8)>>) -> Self {
+        Self { accepted: accepted.into(), ..Self::default() }
+    }
+}
 
 #[async_trait]
 impl Sink for Reporting {
@@ -39,11 +50,11 @@ impl Sink for Reporting {
     }
 
     async fn close(&mut self, _: Instant) -> Vec<(Seq, u8)> {
-        Vec::new()
+        std::mem::take(&mut self.accepted)
     }
 
     fn report(&mut self) -> Report {
-        self.0.pop_front().unwrap_or_default()
+        self.reports.pop_front().unwrap_or_default()
     }
 }
 
@@ -58,7 +69,8 @@ fn reporting(ages: &[u64], reports: impl IntoIterator<Item = Report>) -> Deliver
         journal.append_waited(&mut vec![event], Waited::already(Duration::from_millis(*age)));
     }
     let route = Route::new("out", &config, sink::kind("stdout").unwrap()).unwrap();
-    let sink = Box::new(Reporting(reports.into_iter().collect()));
+    let sink =
+        Box::new(Reporting { reports: reports.into_iter().collect(), ..Reporting::default() });
     let status = Arc::new(Status::default());
     let mut delivery = Delivery::new("out", &config, sink, route, journal, status).unwrap();
     if let Some(batch) = delivery.reader.ready(ages.len()) {
@@ -504,4 +516,20 @@ async fn what_a_sink_reports_is_counted_and_shown() {
         let line = format!("sink_notes_total{{sink=\"out\",note=\"{note}\"}} {count}");
         assert!(text.contains(&line), "{line}\n{text}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_becomes_too_old_while_it_waits_to_be_sent_is_skipped() {
+    let mut delivery = in_flight(&[10, 10, 10]);
+    delivery.flight.handed = 1;
+    for event in delivery.flight.events.iter_mut().take(2) {
+        event.expires_in = Some(TimeLeft::from_now(Duration::from_secs(2)));
+    }
+    tokio::time::advance(Duration::from_secs(3)).await;
+    delivery.turn(&CancellationToken::new()).await;
+    // What is in flight stays there.
+    assert_eq!((numbers(&delivery), delivery.flight.handed), (vec![1, 3], 2));
+    delivery.outcome(Ok(2));
+    assert_eq!(delivery.reader.cursor, 3);
+    assert!(delivery.flight.is_empty() && delivery.flight.bytes == 0);
 }

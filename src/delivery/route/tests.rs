@@ -126,7 +126,7 @@ fn waited(record: &Record, age: Duration) -> Arc<Record> {
 }
 
 fn expires_within(outgoing: &Outgoing, seconds: u64) -> bool {
-    let left = outgoing.expires_in.expect("it expires");
+    let left = outgoing.expires_in.and_then(TimeLeft::left).expect("it expires");
     left <= Duration::from_secs(seconds) && left > Duration::from_secs(seconds - 1)
 }
 

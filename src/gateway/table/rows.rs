@@ -56,7 +56,7 @@ pub struct SubscriptionRow {
     pub slot: Slot,
     pub state: SubscriptionState,
     pub confirmed_at: Option<UnixMillis>,
-    /// The same, for measuring how long ago it was.
+    /// When it was confirmed first, for measuring how long ago that was.
     pub(super) confirmed: Option<Moment>,
     /// Messages since then, as of a few seconds ago.
     pub messages: u64,

@@ -81,6 +81,13 @@ impl Signer {
     }
 }
 
+/// One that signs with the secrets of all.
+impl FromIterator<Self> for Signer {
+    fn from_iter<T: IntoIterator<Item = Self>>(signers: T) -> Self {
+        Self(signers.into_iter().flat_map(|Self(keys)| keys).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
