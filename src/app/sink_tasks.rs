@@ -155,8 +155,8 @@ pub(crate) fn commands(
 ) -> Option<(String, Stage, Factory)> {
     let kind = command::listener(&config.kind).filter(|_| config.takes_commands())?;
     let task = format!("{COMMANDS}{name}");
-    let health = TaskHealth::new(Arc::clone(&services.status), task.clone());
-    let factory = kind.factory(&services.commands, health, name, config);
+    let reports = (Arc::clone(&services.status), task.clone());
+    let factory = kind.factory(&services.commands, reports, name, config);
     Some((task, Stage::Delivery, while_driven(services, name, factory)))
 }
 
@@ -167,14 +167,15 @@ fn state(
     config: &SinkConfig,
 ) -> Factory {
     let Services { journal, status, store, .. } = services.clone();
-    let health = Arc::new(TaskHealth::new(Arc::clone(&status), format!("{STATE}{name}")));
     let (name, config) = (name.to_owned(), config.clone());
     Box::new(move |stop| {
         let opening = Opening { name: &name, config: &config, purpose: Purpose::Relay };
         let publisher = (kind.open)(&opening).map_err(|error| error.to_string())?;
         let scope = Scope::of(&name, &config).map_err(|error| error.to_string())?;
         let state = (Arc::clone(&store), journal.clone());
-        let reports = (Arc::clone(&status), Arc::clone(&health));
+        // Each time that it works: what is said of it ends with that.
+        let health = TaskHealth::new(Arc::clone(&status), format!("{STATE}{name}"));
+        let reports = (Arc::clone(&status), Arc::new(health));
         let publishing = Publishing::new((&name, &config), publisher, scope, state, reports);
         Ok(Box::pin(publishing.run(stop)))
     })

@@ -15,7 +15,7 @@ use super::{CommandQueue, CommandSubmitter, Replies};
 use crate::{
     base::supervisor::Factory,
     config::{ConfigError, SinkConfig},
-    delivery::health::TaskHealth,
+    delivery::{health::TaskHealth, status::Status},
     sink::{Opening, Purpose},
 };
 
@@ -47,18 +47,19 @@ impl Kind {
     pub fn factory(
         &'static self,
         queue: &CommandQueue,
-        health: TaskHealth,
+        (status, task): (Arc<Status>, String),
         name: &str,
         config: &SinkConfig,
     ) -> Factory {
-        let (queue, health) = (queue.clone(), Arc::new(health));
+        let queue = queue.clone();
         let (name, config) = (name.to_owned(), config.clone());
         Box::new(move |stop| {
             let opening = Opening { name: &name, config: &config, purpose: Purpose::Relay };
             let mut listener = (self.open)(&opening).map_err(|error| error.to_string())?;
             let (submitter, replies) =
                 queue.submitter(&name, config.channels.as_deref(), &config.commands());
-            let health = Arc::clone(&health);
+            // Each time that it listens: what is said of it ends with that.
+            let health = TaskHealth::new(Arc::clone(&status), task.clone());
             Ok(Box::pin(async move {
                 health.report(Some("not yet connected"));
                 listener.run(submitter, replies, &health, &stop).await;

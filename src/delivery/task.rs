@@ -123,6 +123,7 @@ impl Maker {
             row.state = STANDBY;
             row.since = clock::now();
             row.forget_findings();
+            row.state_remarks.clear();
         });
         metrics::sink_stands_by(&self.name);
     }

@@ -128,6 +128,14 @@ impl PublishedState {
         self.begun = Instant::now();
     }
 
+    /// These were not taken: they are published, or removed, once more.
+    pub(crate) fn publish_again<'k>(&mut self, paths: impl Iterator<Item = &'k StateKey>) {
+        for path in paths {
+            self.published.insert(path.clone(), 0);
+            self.through = 0;
+        }
+    }
+
     /// Publishes all again, if that was long ago: another client may have written over it unnoticed.
     pub(crate) fn republish_if_old(&mut self) {
         if self.begun.elapsed() >= AGAIN {

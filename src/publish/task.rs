@@ -4,7 +4,7 @@
 //! loop between them, with its waits: after a lost connection, and while the destination refuses. A
 //! publisher that does not work is shown with its reason; the sink's events know nothing of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -16,11 +16,11 @@ use tracing::{debug, info, warn};
 use super::{StatePublisher, published_state::PublishedState, scope::Scope};
 use crate::{
     base::{backoff::Backoff, clock, fault::explain},
-    channel::store::StateStore,
+    channel::store::{StateKey, StateStore},
     config::SinkConfig,
     delivery::{health::TaskHealth, status::Status},
     journal::Journal,
-    sink::{Cause, Failure},
+    sink::{Cause, Failure, Part},
 };
 
 /// The first wait after a lost connection is at most this.
@@ -56,8 +56,8 @@ pub struct Publishing {
     retries: watch::Receiver<u64>,
     remarks: Vec<String>,
     complained: Option<(Instant, String)>,
-    /// What the destination refuses of this connection's state: the first part, why, and how many.
-    refused: Option<(String, usize)>,
+    /// What the destination refuses of this connection's state, with the reason.
+    refused: BTreeMap<StateKey, String>,
 }
 
 impl std::fmt::Debug for Publishing {
@@ -93,7 +93,7 @@ impl Publishing {
             status,
             remarks: Vec::new(),
             complained: None,
-            refused: None,
+            refused: BTreeMap::new(),
         }
     }
 
@@ -117,7 +117,7 @@ impl Publishing {
             Ok(Ok(())) => {
                 let since = Instant::now();
                 self.state.connected();
-                self.refused = None;
+                self.refused.clear();
                 let failure = self.publish().await;
                 if since.elapsed() >= PROVEN {
                     self.backoff.reset();
@@ -139,11 +139,14 @@ impl Publishing {
 
     /// Publishes over a connection until it is lost.
     async fn publish(&mut self) -> Failure {
-        let mut answered = None;
+        let (mut answered, mut again) = (None, None);
         loop {
-            tokio::select! {
+            let wants_again = tokio::select! {
                 failure = self.publisher.idle() => return failure,
-                () = self.state.due() => {}
+                () = self.state.due() => false,
+                // What is refused may be allowed by now.
+                () = clock::until(again) => true,
+                Ok(()) = self.retries.changed() => true,
                 () = clock::until(answered) => {
                     answered = None;
                     if self.complained.is_none() {
@@ -151,11 +154,18 @@ impl Publishing {
                     }
                     continue;
                 }
+            };
+            if wants_again {
+                again = None;
+                self.state.publish_again(self.refused.keys());
             }
             if let Err(failure) = self.publish_what_differs().await {
                 return failure;
             }
             answered = Some(Instant::now() + ANSWERED);
+            if again.is_none() && !self.refused.is_empty() {
+                again = Some(Instant::now() + HOLD);
+            }
         }
     }
 
@@ -166,6 +176,7 @@ impl Publishing {
             self.state.republish_if_old();
         }
         let changes = self.state.next_changes(&self.scope);
+        let mut refused = BTreeMap::new();
         let mut done = 0;
         loop {
             let rest = changes.parts.get(done..).unwrap_or_default();
@@ -179,7 +190,7 @@ impl Publishing {
             done += failure.accepted.min(rest.len());
             match (failure.cause, changes.parts.get(done)) {
                 (Cause::Rejected { reason }, Some(part)) => {
-                    self.refused(&part.path.text(), &reason);
+                    refused.insert(part.path.clone(), reason);
                     done += 1;
                 }
                 (cause @ (Cause::Down(_) | Cause::Gone { .. }), _) => {
@@ -197,27 +208,35 @@ impl Publishing {
             }
         }
         self.state.published(&changes, changes.parts.len());
+        self.were_refused(&changes.parts, refused);
         self.works();
         Ok(())
     }
 
-    /// The destination will never take this part as it is. The others go on.
-    fn refused(&mut self, path: &str, reason: &str) {
-        let text = format!("{path} is refused: {reason}");
-        if let Some((_, count)) = &mut self.refused {
-            debug!(sink = %self.name, error = text, "the destination refuses this, too");
-            *count += 1;
-        } else {
-            warn!(sink = %self.name, error = text, "the destination refuses a part of the state");
-            self.refused = Some((text, 1));
+    /// Of these parts the destination has taken all but `refused`: those it does not take as they are.
+    fn were_refused(&mut self, parts: &[Part], refused: BTreeMap<StateKey, String>) {
+        for (path, reason) in &refused {
+            let path = path.text();
+            if self.refused.is_empty() {
+                warn!(sink = %self.name, path, reason, "the destination refuses a part of the state");
+            } else {
+                debug!(sink = %self.name, path, reason, "the destination refuses a part of the state");
+            }
         }
+        for part in parts {
+            self.refused.remove(&part.path);
+        }
+        self.refused.extend(refused);
     }
 
     /// All that can be published is.
     fn works(&mut self) {
-        let parts = self.refused.as_ref().map(|(first, count)| match count {
-            1 => first.clone(),
-            count => format!("{first}; and {} more", count - 1),
+        let parts = self.refused.first_key_value().map(|(path, reason)| {
+            let first = format!("{} is refused: {reason}", path.text());
+            match self.refused.len() - 1 {
+                0 => first,
+                more => format!("{first}; and {more} more"),
+            }
         });
         let reasons: Vec<String> = parts.into_iter().chain(self.publisher.refused()).collect();
         self.health.report((!reasons.is_empty()).then(|| reasons.join("; ")).as_deref());

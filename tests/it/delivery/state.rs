@@ -79,20 +79,33 @@ impl Destination {
         state.kept.iter().map(|(path, payload)| (path.text(), payload.clone())).collect()
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
     fn start(
         &self,
         journal: &Journal,
         board: &Arc<StateStore>,
     ) -> (CancellationToken, JoinHandle<()>) {
+        self.start_with(journal, board, &Arc::default())
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
+    fn start_with(
+        &self,
+        journal: &Journal,
+        board: &Arc<StateStore>,
+        status: &Arc<Status>,
+    ) -> (CancellationToken, JoinHandle<()>) {
         let config = SinkConfig { state: true, ..sinks::config("mqtt", Duration::from_secs(30)) };
         let scope = Scope::of("far", &config).unwrap();
-        let status = Arc::new(Status::default());
-        let health = Arc::new(TaskHealth::new(Arc::clone(&status), "state of sink far".into()));
+        let health = Arc::new(TaskHealth::new(Arc::clone(status), "state of sink far".into()));
         let state = (Arc::clone(board), journal.clone());
         let publisher = Box::new(self.clone());
-        let publishing =
-            Publishing::new(("far", &config), publisher, scope, state, (status, health));
+        let publishing = Publishing::new(
+            ("far", &config),
+            publisher,
+            scope,
+            state,
+            (Arc::clone(status), health),
+        );
         let stop = CancellationToken::new();
         (stop.clone(), tokio::spawn(publishing.run(stop)))
     }
@@ -121,6 +134,33 @@ async fn a_refused_part_is_left_out_and_the_others_are_published() {
         (far.kept().get("main/session/b").is_some_and(|value| value == "2")).then_some(())
     })
     .await;
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_is_refused_once_however_often_it_is_and_until_it_is_taken() {
+    let (journal, board, far) = (memory(), Arc::new(StateStore::default()), Destination::default());
+    let status = Arc::new(Status::default());
+    far.0.lock().unwrap().bad = Some((element("b"), false));
+    put(&board, "b", 0);
+    let (stop, task) = far.start_with(&journal, &board, &status);
+    let calls = || far.0.lock().unwrap().calls.len();
+    for value in 1..=3 {
+        until("it is tried", HOUR, async || (calls() >= value).then_some(())).await;
+        put(&board, "b", u64::try_from(value).unwrap());
+    }
+    let reason = || status.snapshot().tasks.get("state of sink far").cloned();
+    until("it is said", HOUR, async || reason().filter(|reason| reason.contains("refused"))).await;
+    assert!(!reason().unwrap().contains("more"), "{reason:?}", reason = reason());
+
+    // Allowed by now, and unchanged.
+    far.0.lock().unwrap().bad = None;
+    let since = Instant::now();
+    until("it is taken", HOUR, async || far.kept().get("main/session/b").cloned()).await;
+    until("all is well", HOUR, async || reason().is_none().then_some(())).await;
+    assert!(since.elapsed() < Duration::from_secs(70), "{:?}", since.elapsed());
+    assert!(calls() < 10, "{}", calls());
     stop.cancel();
     task.await.unwrap();
 }
