@@ -67,3 +67,52 @@ impl Kind {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, future::pending};
+
+    use futures_util::FutureExt;
+    use serde_json::json;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::command::command_queue;
+
+    /// Is not let to listen.
+    struct Refused;
+
+    #[async_trait]
+    impl CommandListener for Refused {
+        async fn run(
+            &mut self,
+            _: CommandSubmitter,
+            _: Replies,
+            health: &TaskHealth,
+            _: &CancellationToken,
+        ) {
+            health.report(Some("refused"));
+            pending::<()>().await;
+        }
+    }
+
+    static REFUSED: Kind = Kind { name: "refused", open: |_| Ok(Box::new(Refused)) };
+
+    /// In a cluster the factory outlives the terms in which this member drives the sink.
+    #[test]
+    fn what_is_said_of_listening_ends_with_it() {
+        let (queue, _queued) = command_queue(watch::channel(BTreeSet::new()).1);
+        let (status, task) = (Arc::new(Status::default()), "commands of sink far");
+        let config: SinkConfig = serde_json::from_value(json!({"type": "refused"})).unwrap();
+        let reports = (Arc::clone(&status), task.to_owned());
+        let factory = REFUSED.factory(&queue, reports, "far", &config);
+        for _ in 0..2 {
+            let mut work = factory(CancellationToken::new()).unwrap();
+            assert!((&mut work).now_or_never().is_none());
+            let tasks = status.snapshot().tasks;
+            assert_eq!(tasks.get(task).map(String::as_str), Some("refused"));
+            drop(work);
+            assert!(status.snapshot().tasks.is_empty());
+        }
+    }
+}

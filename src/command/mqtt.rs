@@ -30,7 +30,7 @@ use crate::{
         Opening, command_address,
         mqtt::{
             connection::{Connection, ConnectionOptions, Event, Message, Publication, Unsent},
-            lost::{Lost, Why},
+            lost::{Lost, Verdict, Why},
             settings::{Settings, client_id, command_client_id},
             topic,
         },
@@ -58,6 +58,9 @@ const LONGEST_RESPONSE_TOPIC: usize = 256;
 
 /// The longest correlation data that are repeated.
 const LONGEST_CORRELATION: usize = 1024;
+
+/// The broker has refused a subscription.
+const NO_SUBSCRIPTION: &str = "the broker does not let us subscribe to commands";
 
 struct MqttListener {
     settings: Settings,
@@ -142,7 +145,7 @@ impl MqttListener {
         } else {
             connection.subscribe(filters, qos)?;
         }
-        let mut reader = Attention::new();
+        let (mut reader, mut refusals) = (Attention::new(), Refusals::default());
         loop {
             let room = connection.has_room();
             select! {
@@ -150,11 +153,16 @@ impl MqttListener {
                 event = connection.next() => {
                     reader.attend();
                     match event? {
-                        Event::Subscribed { refused: 0 } => health.report(None),
-                        Event::Subscribed { .. } => {
-                            let error = "the broker does not let us subscribe to commands";
-                            warn!(client_id = self.client_id, error, "some are not received");
-                            health.report(Some(error));
+                        Event::Subscribed { refused } => {
+                            if refused > 0 {
+                                let error = NO_SUBSCRIPTION;
+                                warn!(client_id = self.client_id, error, "some are not received");
+                            }
+                            refusals.subscription = refused > 0;
+                            refusals.report(health);
+                        }
+                        Event::Answered(_, verdict) => {
+                            refusals.answered(verdict, &self.client_id, health);
                         }
                         Event::Received(mut message) => {
                             // MQTT 3.1.1 does not show whether it clears what was retained.
@@ -192,6 +200,45 @@ impl MqttListener {
         if connection.disconnect().is_ok() {
             while connection.next().await.is_ok_and(|event| event != Event::Disconnected) {}
         }
+    }
+}
+
+/// What the broker refuses over a connection that stands.
+#[derive(Default)]
+struct Refusals {
+    /// To subscribe to some of the commands.
+    subscription: bool,
+    /// The latest answer to a command, with the reason.
+    answer: Option<String>,
+}
+
+impl Refusals {
+    /// The broker has taken an answer to a command, or not.
+    fn answered(&mut self, verdict: Verdict, client_id: &str, health: &TaskHealth) {
+        let answer = match verdict {
+            Verdict::Pending => return,
+            Verdict::Accepted => None,
+            Verdict::Busy(reason) | Verdict::Refused(reason) | Verdict::Denied(reason) => {
+                Some(reason)
+            }
+        };
+        if answer == self.answer {
+            return;
+        }
+        if let Some(reason) = &answer {
+            warn!(client_id, reason, "the broker refuses the answer to a command");
+        }
+        self.answer = answer;
+        self.report(health);
+    }
+
+    fn report(&self, health: &TaskHealth) {
+        let subscription = self.subscription.then(|| NO_SUBSCRIPTION.to_owned());
+        let answer = self.answer.as_ref();
+        let answer =
+            answer.map(|reason| format!("the broker refuses the answers to commands: {reason}"));
+        let reasons: Vec<String> = subscription.into_iter().chain(answer).collect();
+        health.report((!reasons.is_empty()).then(|| reasons.join("; ")).as_deref());
     }
 }
 

@@ -197,8 +197,14 @@ impl PublishedState {
         changes
     }
 
-    /// The destination has the first `done` of `changes`.
-    pub(crate) fn published(&mut self, changes: &Changes, done: usize) {
+    /// The destination has the first `done` of `changes`, but for those that it has `refused`: they are left
+    /// until they change or are to be published [again](Self::publish_again).
+    pub(crate) fn published(
+        &mut self,
+        changes: &Changes,
+        done: usize,
+        refused: &BTreeMap<StateKey, String>,
+    ) {
         for (part, version) in changes.parts.iter().zip(&changes.versions).take(done) {
             if part.payload.is_some() {
                 self.published.insert(part.path.clone(), *version);
@@ -206,7 +212,9 @@ impl PublishedState {
                 self.published.remove(&part.path);
             }
         }
+        // What it did not remove is removed by the next process, if not by this one.
         let gone = changes.parts.iter().take(done).filter(|part| part.payload.is_none());
+        let gone = gone.filter(|part| !refused.contains_key(&part.path));
         self.journal.store_state(gone.map(|part| self.record(&part.path, false)));
         if done >= changes.parts.len() {
             let now = Instant::now();
@@ -339,7 +347,7 @@ mod tests {
                 }
             }
             let acknowledged = acknowledged.min(took).min(changes.parts.len());
-            self.published.published(&changes, acknowledged);
+            self.published.published(&changes, acknowledged, &BTreeMap::new());
             for part in
                 changes.parts.iter().take(acknowledged).filter(|part| part.payload.is_none())
             {

@@ -13,14 +13,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{StatePublisher, published_state::PublishedState, scope::Scope};
+use super::{
+    StatePublisher,
+    published_state::{Changes, PublishedState},
+    scope::Scope,
+};
 use crate::{
     base::{backoff::Backoff, clock, fault::explain},
     channel::store::{StateKey, StateStore},
     config::SinkConfig,
     delivery::{health::TaskHealth, status::Status},
     journal::Journal,
-    sink::{Cause, Failure, Part},
+    sink::{Cause, Failure},
 };
 
 /// The first wait after a lost connection is at most this.
@@ -117,6 +121,7 @@ impl Publishing {
             Ok(Ok(())) => {
                 let since = Instant::now();
                 self.state.connected();
+                self.state.publish_again(self.refused.keys());
                 self.refused.clear();
                 let failure = self.publish().await;
                 if since.elapsed() >= PROVEN {
@@ -194,36 +199,39 @@ impl Publishing {
                     done += 1;
                 }
                 (cause @ (Cause::Down(_) | Cause::Gone { .. }), _) => {
-                    self.state.published(&changes, done);
+                    self.taken(&changes, done, refused);
                     // It may have ended at the state: over the next connection that comes later.
                     self.state.postpone();
                     return Err(cause.into());
                 }
                 (cause, _) => {
-                    self.state.published(&changes, done);
+                    self.taken(&changes, done, refused);
                     let wait = self.state.postpone();
                     self.failed(&cause, wait);
                     return Ok(());
                 }
             }
         }
-        self.state.published(&changes, changes.parts.len());
-        self.were_refused(&changes.parts, refused);
+        self.taken(&changes, changes.parts.len(), refused);
         self.works();
         Ok(())
     }
 
-    /// Of these parts the destination has taken all but `refused`: those it does not take as they are.
-    fn were_refused(&mut self, parts: &[Part], refused: BTreeMap<StateKey, String>) {
+    /// The destination has answered for the first `done` of `changes`: it has all of them but `refused`, which
+    /// it does not take as they are.
+    fn taken(&mut self, changes: &Changes, done: usize, refused: BTreeMap<StateKey, String>) {
+        self.state.published(changes, done, &refused);
+        let mut warned = !self.refused.is_empty();
         for (path, reason) in &refused {
             let path = path.text();
-            if self.refused.is_empty() {
-                warn!(sink = %self.name, path, reason, "the destination refuses a part of the state");
-            } else {
+            if warned {
                 debug!(sink = %self.name, path, reason, "the destination refuses a part of the state");
+            } else {
+                warn!(sink = %self.name, path, reason, "the destination refuses a part of the state");
             }
+            warned = true;
         }
-        for part in parts {
+        for part in changes.parts.iter().take(done) {
             self.refused.remove(&part.path);
         }
         self.refused.extend(refused);

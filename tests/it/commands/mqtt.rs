@@ -414,3 +414,26 @@ async fn while_events_are_refused_commands_are_answered() {
     let said = wills.heard();
     assert!(said.iter().all(|said| said.payload == "online"), "the connection was kept: {said:?}");
 }
+
+/// Whoever gave the command hears nothing.
+#[tokio::test]
+async fn answers_that_the_broker_refuses_are_named_until_one_is_taken() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let gate = Gate::start(broker.port, "astro/main/response", PubAckReason::NotAuthorized).await;
+    let more = format!("[sinks.home]\ntype = \"mqtt\"\nurl = {:?}\ncommands = true\n", gate.url());
+    let relay = start("", &more).await;
+    relay.takes_commands("home").await;
+    let commander = Commander::new(&broker).await;
+    commander.send("session/reload", "PRESS").await;
+    relay
+        .until("the refusal is named", |status| {
+            let reason = status["pages"]["tasks"]["commands of sink home"].as_str();
+            reason.is_some_and(|reason| {
+                reason.contains("the answers to commands") && reason.contains("0x87")
+            })
+        })
+        .await;
+    gate.open();
+    assert_eq!(commander.ask("session/reload", "PRESS").await["ok"], true);
+    relay.takes_commands("home").await;
+}

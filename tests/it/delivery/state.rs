@@ -166,6 +166,30 @@ async fn a_part_is_refused_once_however_often_it_is_and_until_it_is_taken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_not_removed_is_removed_over_the_next_connection() {
+    let (journal, board, far) = (memory(), Arc::new(StateStore::default()), Destination::default());
+    put(&board, "b", 1);
+    let (stop, task) = far.start(&journal, &board);
+    let calls = || far.0.lock().unwrap().calls.len();
+    until("it is kept", HOUR, async || (calls() >= 1).then_some(())).await;
+    far.0.lock().unwrap().bad = Some((element("b"), false));
+    board.insert([(element("b"), None)]);
+    until("its removal is refused", HOUR, async || (calls() >= 2).then_some(())).await;
+    far.0.lock().unwrap().bad = Some((element("c"), true));
+    put(&board, "c", 1);
+    until("the connection is lost", HOUR, async || (calls() >= 3).then_some(())).await;
+    far.0.lock().unwrap().bad = None;
+    let kept = until("the other is kept", HOUR, async || {
+        let kept = far.kept();
+        kept.contains_key("main/session/c").then_some(kept)
+    })
+    .await;
+    assert!(!kept.contains_key("main/session/b"), "{kept:?}");
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn state_at_which_the_destination_hangs_up_is_published_rarely() {
     let (journal, board, far) = (memory(), Arc::new(StateStore::default()), Destination::default());
     far.0.lock().unwrap().bad = Some((element("a"), true));
@@ -220,6 +244,33 @@ async fn what_vanished_between_two_processes_is_cleared() {
     // The next process knows nothing of `b`: only what was written down of it.
     let board = Arc::new(StateStore::default());
     put(&board, "a", 1);
+    let journal = open(&config(dir.path())).0;
+    let (stop, task) = far.start(&journal, &board);
+    until("one", HOUR, async || (far.kept().len() == 1).then_some(())).await;
+    assert!(far.kept().contains_key("main/session/a"));
+    stop.cancel();
+    task.await.unwrap();
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn what_was_not_removed_is_removed_by_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (board, far) = (Arc::new(StateStore::default()), Destination::default());
+    put(&board, "a", 1);
+    put(&board, "b", 1);
+    let journal = open(&config(dir.path())).0;
+    let (stop, task) = far.start(&journal, &board);
+    until("both", HOUR, async || (far.kept().len() == 2).then_some(())).await;
+    let calls = || far.0.lock().unwrap().calls.len();
+    let before = calls();
+    far.0.lock().unwrap().bad = Some((element("b"), false));
+    board.insert([(element("b"), None)]);
+    until("its removal is refused", HOUR, async || (calls() > before).then_some(())).await;
+    stop.cancel();
+    task.await.unwrap();
+    close(journal).await;
+    far.0.lock().unwrap().bad = None;
     let journal = open(&config(dir.path())).0;
     let (stop, task) = far.start(&journal, &board);
     until("one", HOUR, async || (far.kept().len() == 1).then_some(())).await;
