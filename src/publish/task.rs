@@ -184,11 +184,23 @@ impl Publishing {
         let mut refused = BTreeMap::new();
         let mut done = 0;
         loop {
-            let rest = changes.parts.get(done..).unwrap_or_default();
+            let mut rest = changes.parts.get(done..).unwrap_or_default();
+            // One that was refused before goes alone: what is behind a refused one is sent once more.
+            if let [first, ..] = rest
+                && self.refused.contains_key(&first.path)
+            {
+                rest = std::slice::from_ref(first);
+            }
             let limit =
                 self.deadline.saturating_mul(u32::try_from(rest.len() + 1).unwrap_or(u32::MAX));
             let failure = match timeout(limit, self.publisher.publish(rest)).await {
-                Ok(Ok(())) => break,
+                Ok(Ok(())) => {
+                    done += rest.len();
+                    if done < changes.parts.len() {
+                        continue;
+                    }
+                    break;
+                }
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::down("the destination has not answered in time"),
             };
